@@ -1,0 +1,190 @@
+//! One error vocabulary for the whole toolkit.
+//!
+//! A variant is what a caller *acts on*: wait, repair, distrust, give up. Every message names the thing it
+//! speaks of (path, object, URL, repository); the cause, where there is one, is in [`std::error::Error::source`].
+
+use std::path::{Path, PathBuf};
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, grouped by what can be done about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The named thing does not exist.
+    #[error("{what} not found")]
+    NotFound {
+        /// Object, file, tag or path in words.
+        what: String,
+    },
+    /// Stored or received bytes do not have the hash that names them.
+    #[error("{what}: content hash is {actual}, expected {expected}")]
+    HashMismatch {
+        /// Where the bytes came from.
+        what: String,
+        /// The hash that names the bytes.
+        expected: String,
+        /// The hash that they have.
+        actual: String,
+    },
+    /// Bytes that do not follow their format.
+    #[error("{what}: {reason}")]
+    Malformed {
+        /// The file, object or text in question, with line or offset where known.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A signature, name or fingerprint check failed.
+    #[error("{what} is not trusted: {reason}")]
+    Untrusted {
+        /// The document that failed the check.
+        what: String,
+        /// The failed check.
+        reason: String,
+    },
+    /// A document that was valid once and is not any more.
+    #[error("{what} has expired ({expiry})")]
+    Expired {
+        /// The document.
+        what: String,
+        /// When it expired, readable.
+        expiry: String,
+    },
+    /// Somebody else changed, or is changing, what this operation needs.
+    #[error("{what}: {reason}")]
+    Conflict {
+        /// The repository, path or lock.
+        what: String,
+        /// Who or what stands in the way.
+        reason: String,
+    },
+    /// The input asks for something impossible or forbidden.
+    #[error("{what}: {reason}")]
+    InvalidInput {
+        /// The argument, configuration key, archive entry.
+        what: String,
+        /// Why it cannot be.
+        reason: String,
+    },
+    /// Valid, but not handled by this software.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The feature in words.
+        what: String,
+    },
+    /// A remote side did not answer properly; the same request may succeed later.
+    #[error("{what}: {reason}")]
+    Unavailable {
+        /// The URL or service.
+        what: String,
+        /// The last failure.
+        reason: String,
+    },
+    /// The operating system refused an operation on a file.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// SQLite refused an operation on a database.
+    #[error("{what}: database error")]
+    Database {
+        /// Which database.
+        what: String,
+        /// SQLite's reason.
+        source: Cause,
+    },
+    /// OpenSSL refused a cryptographic operation.
+    #[error("{what}")]
+    Crypto {
+        /// The operation in words.
+        what: String,
+        /// OpenSSL's reason.
+        source: Cause,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// A file system error on `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// Bytes that do not follow their format.
+    pub fn malformed(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Malformed { what: what.into(), reason: reason.into() }
+    }
+
+    /// An impossible or forbidden request.
+    pub fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidInput { what: what.into(), reason: reason.into() }
+    }
+
+    /// A missing thing.
+    pub fn not_found(what: impl Into<String>) -> Self {
+        Self::NotFound { what: what.into() }
+    }
+
+    /// A failed check of a signature, name or fingerprint.
+    pub fn untrusted(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Untrusted { what: what.into(), reason: reason.into() }
+    }
+
+    /// Something else stands in the way.
+    pub fn conflict(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Conflict { what: what.into(), reason: reason.into() }
+    }
+
+    /// A database error in `what`.
+    pub fn database(what: impl Into<String>, source: rusqlite::Error) -> Self {
+        Self::Database { what: what.into(), source: Box::new(source) }
+    }
+
+    /// A failed cryptographic operation.
+    pub fn crypto(what: impl Into<String>, source: openssl::error::ErrorStack) -> Self {
+        Self::Crypto { what: what.into(), source: Box::new(source) }
+    }
+
+    /// Whether the same operation may succeed if it is simply repeated later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Whether the error says that a thing is absent.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// Turns SQLite's results into ours, naming the database.
+pub(crate) trait DatabaseContext<T> {
+    /// Names the database that an error came from.
+    fn in_database(self, what: &dyn std::fmt::Display) -> Result<T>;
+}
+
+impl<T> DatabaseContext<T> for std::result::Result<T, rusqlite::Error> {
+    fn in_database(self, what: &dyn std::fmt::Display) -> Result<T> {
+        self.map_err(|source| Error::database(what.to_string(), source))
+    }
+}
+
+/// Turns the operating system's results into ours, naming the file.
+pub trait IoContext<T> {
+    /// Names the file that an error came from.
+    fn at(self, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T> IoContext<T> for std::io::Result<T> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| Error::io(path, source))
+    }
+}
