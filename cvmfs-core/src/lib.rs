@@ -2,3 +2,4 @@
 pub mod error;
 pub mod hash;
 pub mod path;
+pub mod storage;
