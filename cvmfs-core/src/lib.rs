@@ -1,5 +1,14 @@
 //! Placeholder.
+pub use error::{Error, Result};
+pub mod chunking;
+pub mod clock;
+pub mod compression;
+pub mod entry;
 pub mod error;
 pub mod hash;
+pub mod manifest;
+pub mod object;
 pub mod path;
 pub mod storage;
+pub mod trust;
+pub mod xattr;

@@ -1,0 +1,83 @@
+//! Points in time as the formats write them. Nothing in this crate reads the clock: callers pass the time in.
+
+use std::fmt;
+
+use time::format_description::StaticFormatDescription;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+/// Seconds since 1970 in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct UnixSeconds(pub i64);
+
+/// `20241027034640`, as in whitelists.
+const COMPACT: StaticFormatDescription = format_description!("[year][month][day][hour][minute][second]");
+/// `2024-10-27T03:46:40Z`, as in names of automatic tags.
+const ISO: StaticFormatDescription = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+/// `Sun Oct 27 03:46:40 UTC 2024`, as `date --utc` prints; monitoring tools expect it in status files.
+const DATE_COMMAND: StaticFormatDescription =
+    format_description!("[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]");
+
+impl UnixSeconds {
+    /// This time and some days.
+    #[must_use]
+    pub fn plus_days(self, days: u32) -> Self {
+        Self(self.0.saturating_add(i64::from(days) * 86_400))
+    }
+
+    /// Prints `YYYYMMDDhhmmss`.
+    pub fn compact(self) -> String {
+        self.format(COMPACT)
+    }
+
+    /// Prints `YYYY-MM-DDThh:mm:ssZ`.
+    pub fn iso(self) -> String {
+        self.format(ISO)
+    }
+
+    /// Prints what `date --utc` prints in the C locale.
+    pub fn date_command(self) -> String {
+        self.format(DATE_COMMAND)
+    }
+
+    /// Parses `YYYYMMDDhhmmss`.
+    pub fn parse_compact(text: &str) -> Option<Self> {
+        // The parser of the crate would accept signs and blanks in places.
+        if text.len() != 14 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        PrimitiveDateTime::parse(text, COMPACT).ok().map(|time| Self(time.assume_utc().unix_timestamp()))
+    }
+
+    fn format(self, description: StaticFormatDescription) -> String {
+        OffsetDateTime::from_unix_timestamp(self.0)
+            .ok()
+            .and_then(|time| time.format(description).ok())
+            .unwrap_or_else(|| self.0.to_string())
+    }
+}
+
+impl fmt::Display for UnixSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.iso())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected texts are those of GNU date for the same number of seconds.
+    #[test]
+    fn prints_and_parses_the_forms_of_the_formats() {
+        let time = UnixSeconds(1_730_000_800);
+        assert_eq!(time.compact(), "20241027034640");
+        assert_eq!(time.iso(), "2024-10-27T03:46:40Z");
+        assert_eq!(time.date_command(), "Sun Oct 27 03:46:40 UTC 2024");
+        assert_eq!(UnixSeconds(1_725_341_820).date_command(), "Tue Sep  3 05:37:00 UTC 2024");
+        assert_eq!(UnixSeconds::parse_compact("20241027034640"), Some(time));
+        for text in ["", "2024102703464", "202410270346400", "20241327034640", "+0241027034640", "2024102703464x"] {
+            assert_eq!(UnixSeconds::parse_compact(text), None, "{text}");
+        }
+    }
+}

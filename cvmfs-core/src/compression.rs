@@ -1,0 +1,356 @@
+//! The two forms of stored bytes: zlib streams and plain.
+//!
+//! Whole objects deflate with libdeflate (feature `libdeflate`, on by default) or zlib-rs; inflating and streams
+//! use zlib-rs. Any zlib stream is valid to readers. Two objects are different: see [`stock_zlib`].
+//!
+//! Source: `cvmfs/compression/`.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
+
+use crate::error::{Error, Result};
+
+/// log2 of the window of a zlib stream; the largest, as the reference writes.
+const WINDOW_BITS: u8 = 15;
+
+/// Bytes that one step of a stream reads or writes.
+const BLOCK_SIZE: usize = 64 * 1024;
+
+/// How the bytes of a file are stored; recorded in each file's flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compression {
+    /// A zlib stream.
+    #[default]
+    Zlib,
+    /// As they are.
+    None,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Zlib => "zlib",
+            Self::None => "none",
+        })
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    /// Accepts the names of configuration files; `default` is zlib.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "default" | "zlib" => Ok(Self::Zlib),
+            "none" => Ok(Self::None),
+            _ => Err(Error::invalid("compression algorithm", format!("{text:?} is none of default, zlib, none"))),
+        }
+    }
+}
+
+/// The program that writes zlib streams; all of them are read by every client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// libdeflate: faster and smaller, for bytes that are whole in memory.
+    #[cfg(feature = "libdeflate")]
+    #[cfg_attr(feature = "libdeflate", default)]
+    Libdeflate,
+    /// zlib-rs.
+    #[cfg_attr(not(feature = "libdeflate"), default)]
+    ZlibRs,
+}
+
+/// Engine and effort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Who deflates.
+    pub engine: Engine,
+    /// 1 (fast) to 9 (small).
+    pub level: u8,
+}
+
+impl Default for Effort {
+    /// Level 6 of the faster engine.
+    fn default() -> Self {
+        Self { engine: Engine::default(), level: 6 }
+    }
+}
+
+/// Deflates whole buffers, keeping its working memory between calls.
+pub struct Compressor(State);
+
+enum State {
+    #[cfg(feature = "libdeflate")]
+    Libdeflate(libdeflater::Compressor),
+    ZlibRs(Box<Deflate>),
+}
+
+impl fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Compressor")
+    }
+}
+
+impl Compressor {
+    /// Prepares a compressor; levels outside 1 to 9 are taken as the nearest.
+    pub fn new(effort: Effort) -> Self {
+        let level = i32::from(effort.level.clamp(1, 9));
+        Self(match effort.engine {
+            #[cfg(feature = "libdeflate")]
+            Engine::Libdeflate => State::Libdeflate(libdeflater::Compressor::new(
+                libdeflater::CompressionLvl::new(level).unwrap_or_default(),
+            )),
+            Engine::ZlibRs => State::ZlibRs(Box::new(Deflate::new(level, true, WINDOW_BITS))),
+        })
+    }
+
+    /// Returns `plain` as one zlib stream.
+    pub fn compress(&mut self, plain: &[u8]) -> Vec<u8> {
+        match &mut self.0 {
+            #[cfg(feature = "libdeflate")]
+            State::Libdeflate(compressor) => {
+                let mut stored = vec![0; compressor.zlib_compress_bound(plain.len())];
+                let size = compressor
+                    .zlib_compress(plain, &mut stored)
+                    .expect("the output has the size that the compressor asked for");
+                stored.truncate(size);
+                stored
+            }
+            State::ZlibRs(deflate) => {
+                deflate.reset();
+                let mut stored = vec![0; zlib_rs::compress_bound(plain.len())];
+                let status = deflate.compress(plain, &mut stored, DeflateFlush::Finish);
+                assert!(matches!(status, Ok(Status::StreamEnd)), "the output has the size bound of the format");
+                #[expect(clippy::cast_possible_truncation, reason = "bounded by the length of the buffer")]
+                stored.truncate(deflate.total_out() as usize);
+                stored
+            }
+        }
+    }
+}
+
+/// A writer that deflates what it gets, with zlib-rs, into another writer.
+pub struct CompressingWriter<W: Write> {
+    deflate: Deflate,
+    sink: W,
+    block: Box<[u8]>,
+}
+
+impl<W: Write> fmt::Debug for CompressingWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CompressingWriter")
+    }
+}
+
+impl<W: Write> CompressingWriter<W> {
+    /// Begins a zlib stream of level 1 to 9.
+    pub fn new(sink: W, level: u8) -> Self {
+        let deflate = Deflate::new(i32::from(level.clamp(1, 9)), true, WINDOW_BITS);
+        Self { deflate, sink, block: vec![0; BLOCK_SIZE].into() }
+    }
+
+    /// Ends the stream and returns the sink.
+    pub fn finish(mut self) -> io::Result<W> {
+        while self.step(&[], DeflateFlush::Finish)?.1 != Status::StreamEnd {}
+        Ok(self.sink)
+    }
+
+    fn step(&mut self, input: &[u8], flush: DeflateFlush) -> io::Result<(usize, Status)> {
+        let (consumed, produced) = (self.deflate.total_in(), self.deflate.total_out());
+        let status = self.deflate.compress(input, &mut self.block, flush).map_err(|error| io::Error::other(error.as_str()))?;
+        self.sink.write_all(&self.block[..difference(self.deflate.total_out(), produced)])?;
+        Ok((difference(self.deflate.total_in(), consumed), status))
+    }
+}
+
+impl<W: Write> Write for CompressingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = 0;
+        while written < bytes.len() {
+            written += self.step(&bytes[written..], DeflateFlush::NoFlush)?.0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+/// A reader that inflates one zlib stream.
+///
+/// Its errors of kind `InvalidData` mean that the stream is malformed, cut short or followed by other bytes.
+pub struct InflatingReader<R: Read> {
+    inflate: Inflate,
+    source: R,
+    block: Box<[u8]>,
+    /// The part of `block` that is not consumed yet.
+    pending: std::ops::Range<usize>,
+    done: bool,
+}
+
+impl<R: Read> fmt::Debug for InflatingReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InflatingReader")
+    }
+}
+
+impl<R: Read> InflatingReader<R> {
+    /// Reads a zlib stream from `source`.
+    pub fn new(source: R) -> Self {
+        Self { inflate: Inflate::new(true, WINDOW_BITS), source, block: vec![0; BLOCK_SIZE].into(), pending: 0..0, done: false }
+    }
+
+    /// After the end of the zlib stream the source must end, too: its own checks run at its end.
+    fn expect_end(&mut self) -> io::Result<()> {
+        self.done = true;
+        if !self.pending.is_empty() || self.source.read(&mut self.block)? > 0 {
+            return Err(invalid("data after the end of the zlib stream"));
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for InflatingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.done || buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let mut at_end = false;
+            if self.pending.is_empty() {
+                let size = self.source.read(&mut self.block)?;
+                self.pending = 0..size;
+                at_end = size == 0;
+            }
+            let (consumed, produced) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self
+                .inflate
+                .decompress(&self.block[self.pending.clone()], buffer, InflateFlush::NoFlush)
+                .map_err(|error| invalid(error.as_str()))?;
+            self.pending.start += difference(self.inflate.total_in(), consumed);
+            let size = difference(self.inflate.total_out(), produced);
+            if status == Status::StreamEnd {
+                self.expect_end()?;
+                return Ok(size);
+            }
+            if size > 0 {
+                return Ok(size);
+            }
+            if at_end {
+                return Err(invalid("the zlib stream is cut short"));
+            }
+        }
+    }
+}
+
+/// Compresses exactly as stock zlib at level 6 does, byte for byte.
+///
+/// Upstream: a Stratum 1 of the reference inflates certificate and meta info and compresses them again with stock
+/// zlib, but stores the result under the old name. With any other encoder's bytes under that name every one of its
+/// clients fails. Everything else may come from any encoder.
+pub fn stock_zlib(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(plain).and_then(|()| encoder.finish()).expect("writing to memory cannot fail")
+}
+
+/// Inflates a small stream whole.
+///
+/// # Errors
+/// `Malformed` if it is no zlib stream or larger than `limit` when inflated.
+pub fn inflate(what: &str, stored: &[u8], limit: u64) -> Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    let mut reader = InflatingReader::new(stored).take(limit + 1);
+    reader.read_to_end(&mut plain).map_err(|error| Error::malformed(what, error.to_string()))?;
+    if plain.len() as u64 > limit {
+        return Err(Error::malformed(what, format!("larger than {limit} bytes when inflated")));
+    }
+    Ok(plain)
+}
+
+fn invalid(reason: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "one step moves at most the length of a buffer")]
+fn difference(after: u64, before: u64) -> usize {
+    (after - before) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Algorithm;
+
+    /// Bytes that compress somewhat: a linear congruential generator masked to few values.
+    fn sample(size: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_le_bytes()[3] & 0x1f
+        })
+        .take(size)
+        .collect()
+    }
+
+    fn engines() -> Vec<Engine> {
+        vec![
+            #[cfg(feature = "libdeflate")]
+            Engine::Libdeflate,
+            Engine::ZlibRs,
+        ]
+    }
+
+    #[test]
+    fn every_engine_and_level_reads_back() {
+        for engine in engines() {
+            for level in [1, 6, 9] {
+                let mut compressor = Compressor::new(Effort { engine, level });
+                for size in [0, 1, 1000, BLOCK_SIZE, 3 * BLOCK_SIZE + 17] {
+                    let plain = sample(size);
+                    let stored = compressor.compress(&plain);
+                    assert_eq!(inflate("sample", &stored, u64::MAX - 1).unwrap(), plain, "{engine:?} {level} {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_reads_back() {
+        let plain = sample(5 * BLOCK_SIZE + 3);
+        let mut writer = CompressingWriter::new(Vec::new(), 6);
+        for piece in plain.chunks(10_000) {
+            writer.write_all(piece).unwrap();
+        }
+        assert_eq!(inflate("sample", &writer.finish().unwrap(), u64::MAX - 1).unwrap(), plain);
+    }
+
+    /// The expected hash is Python's: `sha1(zlib.compress(bytes(i * i % 251 for i in range(100000)), 6))`.
+    #[test]
+    fn stock_zlib_matches_the_reference_implementation() {
+        let hello = stock_zlib(b"hello world\n");
+        assert_eq!(Algorithm::Sha1.hash(&hello).to_string(), "ff049c626904064d641feca0e9936e5b211807c6");
+        let plain: Vec<u8> = (0..100_000_u64).map(|i| u8::try_from(i * i % 251).unwrap()).collect();
+        assert_eq!(Algorithm::Sha1.hash(&stock_zlib(&plain)).to_string(), "89a08b59e9331c1f42435b3276350f85ea13ae98");
+        assert_eq!(Algorithm::Sha1.hash(&stock_zlib(&sample(300_000))).to_string(), "862c3dddc364e867aa1e2bba596e2fab53920503");
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let plain = sample(2000);
+        let stored = Compressor::new(Effort::default()).compress(&plain);
+        for size in 0..stored.len() {
+            assert!(inflate("cut", &stored[..size], 1 << 20).is_err(), "cut to {size}");
+        }
+        let mut flipped = stored.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        assert!(inflate("checksum", &flipped, 1 << 20).is_err());
+        let longer = [&stored[..], b"x"].concat();
+        assert!(inflate("trailing", &longer, 1 << 20).is_err());
+        assert!(inflate("limit", &stored, 1999).is_err());
+        assert_eq!(inflate("limit", &stored, 2000).unwrap(), plain);
+    }
+}
