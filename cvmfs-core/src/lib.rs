@@ -1,8 +1,9 @@
 //! Placeholder.
-pub use error::{Error, Result};
+pub mod catalog;
 pub mod chunking;
 pub mod clock;
 pub mod compression;
+mod database;
 pub mod entry;
 pub mod error;
 pub mod hash;
@@ -12,3 +13,4 @@ pub mod path;
 pub mod storage;
 pub mod trust;
 pub mod xattr;
+pub use error::{Error, Result};

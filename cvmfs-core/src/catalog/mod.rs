@@ -1,0 +1,309 @@
+//! File catalogs: SQLite databases that list the entries of one subtree.
+//!
+//! A [`Catalog`] is a local file opened for reading; it never fetches. A [`WritableCatalog`] is a scratch copy that is
+//! edited and becomes a new object. Where a subtree has a catalog of its own, the parent holds the directory as
+//! *mountpoint*, the nested catalog holds it again as its *root*.
+//!
+//! Source: `cvmfs/catalog_sql.h`, `cvmfs/catalog.h`.
+
+mod moving;
+mod schema;
+mod statistics;
+mod writable;
+
+use std::path::Path;
+
+use crate::clock::UnixSeconds;
+use crate::database::{Database, Text, bytes};
+use crate::entry::{Chunk, Entry, Hardlinks, Mtime, RawKind, flag};
+use crate::error::{Error, Result};
+use crate::hash::{ContentHash, ObjectId};
+use crate::path::{PathHash, RepoPath, display};
+use crate::storage::ReadStore;
+use crate::xattr::Xattrs;
+use schema::Shape;
+
+pub use statistics::{Counters, Statistics};
+pub use writable::{Finish, FinishedCatalog, WritableCatalog};
+
+/// Name of the file that makes its directory a nested catalog.
+pub const MARKER: &[u8] = b".cvmfscatalog";
+/// Name of the file that says that a nested catalog was made by automatic splitting.
+pub const AUTO_MARKER: &[u8] = b".cvmfsautocatalog";
+
+/// One row: an entry with its place in the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Key of the path.
+    pub path: PathHash,
+    /// Key of the directory.
+    pub parent: PathHash,
+    /// Last component; empty for the repository root.
+    pub name: Vec<u8>,
+    /// Hard-link group and link count.
+    pub hardlinks: Hardlinks,
+    /// Everything else.
+    pub entry: Entry,
+}
+
+impl Row {
+    /// A row for an entry with one name (or a directory without sub-directories).
+    pub fn new(path: &RepoPath, entry: Entry) -> Self {
+        Self {
+            path: path.path_hash(),
+            parent: path.parent().map_or(PathHash::NULL, |parent| parent.path_hash()),
+            name: path.name().to_vec(),
+            hardlinks: Hardlinks { group: 0, count: if entry.is_directory() { 2 } else { 1 } },
+            entry,
+        }
+    }
+}
+
+/// A reference from a catalog to one below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nested {
+    /// Where it is mounted.
+    pub path: RepoPath,
+    /// Its object.
+    pub hash: ContentHash,
+    /// Bytes of its database, uncompressed; unknown in old catalogs.
+    pub size: Option<u64>,
+}
+
+/// A catalog opened for reading.
+#[derive(Debug)]
+pub struct Catalog {
+    database: Database,
+    shape: Shape,
+}
+
+impl Catalog {
+    /// Fetches a catalog object and opens it; `scratch` is a directory for the inflated file.
+    ///
+    /// # Errors
+    /// Those of the store; `HashMismatch`; `Malformed` and `Unsupported` for what is no catalog that we can read.
+    pub fn fetch(store: &dyn ReadStore, hash: ContentHash, scratch: &Path) -> Result<Self> {
+        Self::new(Database::fetch_read_only(store, &ObjectId::catalog(hash), scratch)?)
+    }
+
+    /// Opens an uncompressed catalog file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::new(Database::open_read_only(path)?)
+    }
+
+    fn new(database: Database) -> Result<Self> {
+        let shape = Shape::read(&database)?;
+        Ok(Self { database, shape })
+    }
+
+    /// The revision of this catalog; that of the root catalog is the repository's.
+    pub fn revision(&self) -> Result<u64> {
+        Ok(self.database.parse_property("revision")?.unwrap_or(0))
+    }
+
+    /// When the catalog was written.
+    pub fn last_modified(&self) -> Result<UnixSeconds> {
+        Ok(UnixSeconds(self.database.parse_property("last_modified")?.unwrap_or(0)))
+    }
+
+    /// The catalog that this one replaced; `None` for the first of its path.
+    pub fn previous(&self) -> Result<Option<ContentHash>> {
+        let hash = self.database.parse_property::<ContentHash>("previous_revision")?;
+        Ok(hash.filter(|hash| !hash.is_null()))
+    }
+
+    /// Seconds that a client may wait before it asks for a new revision, if the catalog says.
+    pub fn ttl(&self) -> Result<Option<u32>> {
+        self.database.parse_property("TTL")
+    }
+
+    /// Where the catalog is mounted.
+    pub fn root(&self) -> Result<RepoPath> {
+        self.database.property("root_prefix")?.unwrap_or_default().parse()
+    }
+
+    /// The counters as stored; counted from the rows if the catalog is too old to have any.
+    pub fn statistics(&self) -> Result<Statistics> {
+        if self.shape.statistics {
+            Statistics::read(&self.database)
+        } else {
+            Ok(Statistics { own: self.recount()?, subtree: Counters::default() })
+        }
+    }
+
+    /// The counters of this catalog as its rows have them.
+    pub fn recount(&self) -> Result<Counters> {
+        Counters::recount(&self.database)
+    }
+
+    /// Finds one entry of this catalog.
+    pub fn find(&self, path: &RepoPath) -> Result<Option<Row>> {
+        find(&self.database, &self.shape, path.path_hash())
+    }
+
+    /// Lists a directory of this catalog, sorted by name; hidden entries included.
+    ///
+    /// Empty for a mountpoint: its entries are in the nested catalog.
+    pub fn list(&self, directory: &RepoPath) -> Result<Vec<Row>> {
+        list(&self.database, &self.shape, directory.path_hash())
+    }
+
+    /// All nested catalogs right below this one, in path order.
+    pub fn nested(&self) -> Result<Vec<Nested>> {
+        nested(&self.database, &self.shape, "nested_catalogs")
+    }
+
+    /// All bind mountpoints of this catalog, in path order.
+    pub fn bind_mountpoints(&self) -> Result<Vec<Nested>> {
+        if self.shape.bind_mountpoints { nested(&self.database, &self.shape, "bind_mountpoints") } else { Ok(Vec::new()) }
+    }
+
+    /// The nested catalog mounted at exactly this path.
+    pub fn nested_at(&self, path: &RepoPath) -> Result<Option<Nested>> {
+        nested_at(&self.database, &self.shape, path)
+    }
+}
+
+fn find(database: &Database, shape: &Shape, path: PathHash) -> Result<Option<Row>> {
+    let sql = format!("SELECT {} FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2", shape.entry_columns);
+    let raw = database.query_one(&sql, (path.first, path.second), RawRow::read)?;
+    raw.map(|raw| raw.interpret(database, shape)).transpose()
+}
+
+fn list(database: &Database, shape: &Shape, directory: PathHash) -> Result<Vec<Row>> {
+    let sql = format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 ORDER BY name", shape.entry_columns);
+    let raw = database.query(&sql, (directory.first, directory.second), RawRow::read)?;
+    raw.into_iter().map(|raw| raw.interpret(database, shape)).collect()
+}
+
+fn nested(database: &Database, shape: &Shape, table: &str) -> Result<Vec<Nested>> {
+    let size = if shape.nested_size { "size" } else { "NULL" };
+    let rows = database.query(&format!("SELECT path, sha1, {size} FROM {table} ORDER BY path"), [], nested_row)?;
+    rows.into_iter().map(|row| interpret_nested(database, row)).collect()
+}
+
+fn nested_at(database: &Database, shape: &Shape, path: &RepoPath) -> Result<Option<Nested>> {
+    let size = if shape.nested_size { "size" } else { "NULL" };
+    let sql = format!("SELECT path, sha1, {size} FROM nested_catalogs WHERE path = ?1");
+    let row = database.query_one(&sql, [Text(&path.to_catalog_text())], nested_row)?;
+    row.map(|row| interpret_nested(database, row)).transpose()
+}
+
+type NestedRow = (Vec<u8>, String, Option<i64>);
+
+fn nested_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NestedRow> {
+    Ok((bytes(row, 0)?.to_vec(), row.get(1)?, row.get(2)?))
+}
+
+fn interpret_nested(database: &Database, (path, hash, size): NestedRow) -> Result<Nested> {
+    let path = RepoPath::from_bytes(&path)?;
+    let hash = hash
+        .parse()
+        .map_err(|_| Error::malformed(database.what(), format!("nested catalog {path} has an impossible hash {hash:?}")))?;
+    // Zero stands for unknown, too.
+    Ok(Nested { path, hash, size: size.and_then(|size| u64::try_from(size).ok()).filter(|&size| size > 0) })
+}
+
+/// A row as SQLite returns it.
+struct RawRow {
+    path: PathHash,
+    parent: PathHash,
+    hardlinks: i64,
+    hash: Vec<u8>,
+    size: i64,
+    mode: i64,
+    mtime: i64,
+    mtimens: Option<i64>,
+    flags: i64,
+    name: Vec<u8>,
+    symlink: Vec<u8>,
+    uid: i64,
+    gid: i64,
+    xattr: Vec<u8>,
+}
+
+impl RawRow {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            path: PathHash { first: row.get(0)?, second: row.get(1)? },
+            parent: PathHash { first: row.get(2)?, second: row.get(3)? },
+            hardlinks: row.get(4)?,
+            hash: bytes(row, 5)?.to_vec(),
+            size: row.get(6)?,
+            mode: row.get(7)?,
+            mtime: row.get(8)?,
+            mtimens: row.get(9)?,
+            flags: row.get(10)?,
+            name: bytes(row, 11)?.to_vec(),
+            symlink: bytes(row, 12)?.to_vec(),
+            uid: row.get(13)?,
+            gid: row.get(14)?,
+            xattr: bytes(row, 15)?.to_vec(),
+        })
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "32-bit numbers, device numbers and owners are kept in 64-bit columns as their bits"
+    )]
+    fn interpret(self, database: &Database, shape: &Shape) -> Result<Row> {
+        let named = |error| match error {
+            Error::Malformed { what, reason } => {
+                Error::malformed(database.what(), format!("entry {:?}: {what}: {reason}", display(&self.name)))
+            }
+            other => other,
+        };
+        let raw = RawKind {
+            flags: self.flags as u32,
+            mode: self.mode as u32,
+            size: self.size as u64,
+            hash: &self.hash,
+            symlink: &self.symlink,
+        };
+        let chunks = if raw.flags & flag::CHUNKED != 0 && shape.chunks {
+            read_chunks(database, self.path, &raw).map_err(named)?
+        } else {
+            Vec::new()
+        };
+        let kind = raw.interpret(chunks).map_err(named)?;
+        let xattrs = if self.xattr.is_empty() { Xattrs::new() } else { Xattrs::parse(&self.xattr).map_err(named)? };
+        let nanoseconds = self.mtimens.map(|nanoseconds| nanoseconds.clamp(0, 999_999_999) as u32);
+        let entry = Entry {
+            kind,
+            permissions: self.mode as u32 & 0o7777,
+            uid: self.uid as u32,
+            gid: self.gid as u32,
+            mtime: Mtime { seconds: self.mtime, nanoseconds },
+            xattrs,
+            hidden: raw.flags & flag::HIDDEN != 0,
+        };
+        let hardlinks = Hardlinks::from_column(self.hardlinks);
+        Ok(Row { path: self.path, parent: self.parent, name: self.name, hardlinks, entry })
+    }
+}
+
+/// Reads the chunks of a file and checks that they cover it without gap or overlap.
+fn read_chunks(database: &Database, path: PathHash, raw: &RawKind<'_>) -> Result<Vec<Chunk>> {
+    let algorithm = raw.algorithm()?;
+    let sql = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2 ORDER BY offset";
+    let rows = database.query(sql, (path.first, path.second), |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, bytes(row, 2)?.to_vec()))
+    })?;
+    let malformed = |reason: &str| Error::malformed("chunks", reason);
+    let number = |value| u64::try_from(value).map_err(|_| malformed("negative offset or size"));
+    let mut chunks = Vec::with_capacity(rows.len());
+    let mut end = 0_u64;
+    for (offset, size, hash) in rows {
+        let chunk = Chunk { offset: number(offset)?, size: number(size)?, hash: ContentHash::from_digest(algorithm, &hash)? };
+        if chunk.offset != end {
+            return Err(malformed("they overlap or leave a gap"));
+        }
+        end = end.checked_add(chunk.size).ok_or_else(|| malformed("larger than any file"))?;
+        chunks.push(chunk);
+    }
+    if end != raw.size {
+        return Err(malformed("they do not cover the file"));
+    }
+    Ok(chunks)
+}

@@ -1,0 +1,317 @@
+//! A catalog being edited in a scratch file.
+
+use std::path::Path;
+
+use tempfile::TempPath;
+
+use super::schema::{self, Shape};
+use super::statistics::{Counters, Statistics};
+use super::{Nested, Row, find, list, nested, nested_at};
+use crate::clock::UnixSeconds;
+use crate::database::{Database, Text};
+use crate::entry::{Chunk, EntryKind, FileContent, FileObjects, Mount, flag};
+use crate::error::{Error, Result};
+use crate::hash::{Algorithm, ContentHash, ObjectId};
+use crate::path::{PathHash, RepoPath};
+use crate::storage::ReadStore;
+
+/// Share of free pages above which a catalog is written anew.
+const MAX_FREE_PAGES: f64 = 0.20;
+/// Share of unused row ids above which rows are numbered anew: clients derive inodes from row ids.
+const MAX_WASTED_ROWS: f64 = 0.25;
+
+/// A catalog opened for changes; nothing is kept of them before [`finish`](Self::finish).
+#[derive(Debug)]
+pub struct WritableCatalog {
+    pub(super) database: Database,
+    pub(super) shape: Shape,
+    pub(super) mount: RepoPath,
+    changed: bool,
+}
+
+/// What a finished catalog is: a file to be stored, and what its parent must know.
+#[derive(Debug)]
+pub struct FinishedCatalog {
+    /// The database file; goes away with the value.
+    pub file: TempPath,
+    /// Its counters.
+    pub statistics: Statistics,
+    /// Its revision.
+    pub revision: u64,
+}
+
+/// What goes into the properties of a catalog when it is finished.
+#[derive(Debug, Clone, Copy)]
+pub struct Finish {
+    /// The time of the commit.
+    pub now: UnixSeconds,
+    /// The catalog that this one replaces; null for a new one.
+    pub previous: ContentHash,
+    /// The sum of the counters of all catalogs below.
+    pub subtree: Counters,
+    /// A revision to set instead of counting up by one.
+    pub revision: Option<u64>,
+}
+
+impl WritableCatalog {
+    /// Creates an empty catalog for the tree below `mount`; the root row is the caller's to add.
+    pub fn create(mount: RepoPath, scratch: &Path) -> Result<Self> {
+        let database = Database::create(scratch, format!("new catalog {mount}"), schema::TABLES)?;
+        database.set_property("schema", &schema::VERSION)?;
+        database.set_property("schema_revision", &schema::REVISION)?;
+        database.set_property("revision", &0)?;
+        if !mount.is_root() {
+            let prefix = mount.to_catalog_text();
+            database.execute("INSERT INTO properties (key, value) VALUES ('root_prefix', ?1)", [Text(&prefix)])?;
+        }
+        let shape = Shape::read(&database)?;
+        Ok(Self { database, shape, mount, changed: true })
+    }
+
+    /// Fetches a catalog for changes and brings its schema to the newest revision.
+    pub fn fetch(store: &dyn ReadStore, hash: ContentHash, mount: RepoPath, scratch: &Path) -> Result<Self> {
+        let database = Database::fetch(store, &ObjectId::catalog(hash), scratch)?;
+        Shape::read(&database)?;
+        schema::upgrade(&database)?;
+        let shape = Shape::read(&database)?;
+        Ok(Self { database, shape, mount, changed: false })
+    }
+
+    /// Where the catalog is mounted.
+    pub fn mount(&self) -> &RepoPath {
+        &self.mount
+    }
+
+    /// Whether anything was changed.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Sets a property such as `TTL` or `volatile`.
+    pub fn set_property(&mut self, key: &str, value: &dyn std::fmt::Display) -> Result<()> {
+        if self.database.property(key)?.as_deref() != Some(&value.to_string()) {
+            self.changed = true;
+            self.database.set_property(key, value)?;
+        }
+        Ok(())
+    }
+
+    /// Finds one entry of this catalog.
+    pub fn find(&self, path: &RepoPath) -> Result<Option<Row>> {
+        find(&self.database, &self.shape, path.path_hash())
+    }
+
+    /// Lists a directory of this catalog, sorted by name.
+    pub fn list(&self, directory: &RepoPath) -> Result<Vec<Row>> {
+        list(&self.database, &self.shape, directory.path_hash())
+    }
+
+    /// The names in a directory of this catalog, and whether each is a directory.
+    pub fn names(&self, directory: &RepoPath) -> Result<Vec<(Vec<u8>, bool)>> {
+        let key = directory.path_hash();
+        let sql = "SELECT name, flags & 1 FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 ORDER BY name";
+        self.database.query(sql, (key.first, key.second), |row| {
+            Ok((crate::database::bytes(row, 0)?.to_vec(), row.get::<_, i64>(1)? != 0))
+        })
+    }
+
+    /// The number of sub-directories of a directory.
+    pub fn count_directories(&self, directory: &RepoPath) -> Result<u32> {
+        let key = directory.path_hash();
+        let sql = "SELECT count(*) FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 AND flags & 1";
+        let count = self.database.query_one(sql, (key.first, key.second), |row| row.get(0))?;
+        Ok(count.unwrap_or(0))
+    }
+
+    /// The number of rows.
+    pub fn count_rows(&self) -> Result<u64> {
+        let count: Option<i64> = self.database.query_one("SELECT count(*) FROM catalog", [], |row| row.get(0))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
+    }
+
+    /// Adds an entry, or changes it where it stands: the row id, and with it the client's inode, stays.
+    pub fn put(&mut self, row: &Row) -> Result<()> {
+        self.changed = true;
+        self.delete_chunks(row.path)?;
+        let entry = &row.entry;
+        let target: &[u8] = match &entry.kind {
+            EntryKind::Symlink { target } => target,
+            _ => b"",
+        };
+        let hash = entry.hash_column();
+        let sql = "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
+                   flags, name, symlink, uid, gid, xattr) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
+                   ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = ?5, hash = ?6, size = ?7, mode = ?8, \
+                   mtime = ?9, mtimens = ?10, flags = ?11, symlink = ?13, uid = ?14, gid = ?15, xattr = ?16";
+        self.database.execute(
+            sql,
+            rusqlite::params![
+                row.path.first,
+                row.path.second,
+                row.parent.first,
+                row.parent.second,
+                row.hardlinks.to_column(),
+                hash.as_ref().map(|hash| &hash.digest()[..]),
+                entry.size_column().cast_signed(),
+                entry.mode(),
+                entry.mtime.seconds,
+                entry.mtime.nanoseconds,
+                entry.flags(),
+                Text(&row.name),
+                Text(target),
+                entry.uid,
+                entry.gid,
+                entry.xattrs.encode()?,
+            ],
+        )?;
+        if let EntryKind::File(FileContent { objects: FileObjects::Chunked { chunks, .. }, .. }) = &entry.kind {
+            self.put_chunks(row.path, chunks)?;
+        }
+        Ok(())
+    }
+
+    fn put_chunks(&self, path: PathHash, chunks: &[Chunk]) -> Result<()> {
+        let sql = "INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?1, ?2, ?3, ?4, ?5)";
+        for chunk in chunks {
+            let (offset, size) = (chunk.offset.cast_signed(), chunk.size.cast_signed());
+            self.database.execute(sql, (path.first, path.second, offset, size, &chunk.hash.digest()[..]))?;
+        }
+        Ok(())
+    }
+
+    fn delete_chunks(&self, path: PathHash) -> Result<()> {
+        self.database.execute("DELETE FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2", (path.first, path.second))?;
+        Ok(())
+    }
+
+    /// Sets the link count of a directory.
+    pub fn set_link_count(&mut self, directory: &RepoPath, count: u32) -> Result<()> {
+        let key = directory.path_hash();
+        let sql = "UPDATE catalog SET hardlinks = ?3 WHERE md5path_1 = ?1 AND md5path_2 = ?2 AND hardlinks <> ?3";
+        self.changed |= self.database.execute(sql, (key.first, key.second, count))? > 0;
+        Ok(())
+    }
+
+    /// Sets how a directory takes part in the nesting of catalogs, in this catalog's row of it.
+    pub fn set_mount(&mut self, directory: &RepoPath, mount: Mount) -> Result<()> {
+        let bits = match mount {
+            Mount::Plain => 0,
+            Mount::Mountpoint => flag::MOUNTPOINT,
+            Mount::Root => flag::ROOT,
+            Mount::Bind => flag::BIND,
+        };
+        let mask = flag::MOUNTPOINT | flag::ROOT | flag::BIND;
+        let key = directory.path_hash();
+        let sql = "UPDATE catalog SET flags = (flags & ~?3) | ?4 WHERE md5path_1 = ?1 AND md5path_2 = ?2";
+        self.changed |= self.database.execute(sql, (key.first, key.second, mask, bits))? > 0;
+        Ok(())
+    }
+
+    /// Removes one row with its chunks.
+    pub(super) fn delete_row(&mut self, path: PathHash) -> Result<()> {
+        self.delete_chunks(path)?;
+        let sql = "DELETE FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2";
+        self.changed |= self.database.execute(sql, (path.first, path.second))? > 0;
+        Ok(())
+    }
+
+    /// A number for a new group of hard links.
+    pub fn next_hardlink_group(&self) -> Result<u32> {
+        let largest: Option<Option<i64>> = self.database.query_one("SELECT max(hardlinks) >> 32 FROM catalog", [], |row| row.get(0))?;
+        u32::try_from(largest.flatten().unwrap_or(0) + 1)
+            .map_err(|_| Error::malformed(self.database.what(), "no number is left for another group of hard links"))
+    }
+
+    /// Sets the group and count of hard links of one entry.
+    pub fn set_hardlinks(&mut self, path: &RepoPath, hardlinks: crate::entry::Hardlinks) -> Result<()> {
+        let key = path.path_hash();
+        let sql = "UPDATE catalog SET hardlinks = ?3 WHERE md5path_1 = ?1 AND md5path_2 = ?2 AND hardlinks <> ?3";
+        self.changed |= self.database.execute(sql, (key.first, key.second, hardlinks.to_column()))? > 0;
+        Ok(())
+    }
+
+    /// The names in `directory` that belong to a group of hard links.
+    pub fn hardlink_group(&self, directory: &RepoPath, group: u32) -> Result<Vec<Vec<u8>>> {
+        let key = directory.path_hash();
+        let sql = "SELECT name FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 AND hardlinks >> 32 = ?3";
+        self.database.query(sql, (key.first, key.second, group), |row| Ok(crate::database::bytes(row, 0)?.to_vec()))
+    }
+
+    /// All nested catalogs right below this one, in path order.
+    pub fn nested(&self) -> Result<Vec<Nested>> {
+        nested(&self.database, &self.shape, "nested_catalogs")
+    }
+
+    /// The nested catalog mounted at exactly this path.
+    pub fn nested_at(&self, path: &RepoPath) -> Result<Option<Nested>> {
+        nested_at(&self.database, &self.shape, path)
+    }
+
+    /// Registers a nested catalog, or its new version.
+    pub fn set_nested(&mut self, child: &Nested) -> Result<()> {
+        self.changed = true;
+        let sql = "INSERT OR REPLACE INTO nested_catalogs (path, sha1, size) VALUES (?1, ?2, ?3)";
+        let size = child.size.map(u64::cast_signed);
+        self.database.execute(sql, (Text(&child.path.to_catalog_text()), child.hash.to_string(), size))?;
+        Ok(())
+    }
+
+    /// Takes a nested catalog or bind mountpoint off the list; its directory is the caller's business.
+    pub fn remove_nested(&mut self, path: &RepoPath) -> Result<()> {
+        self.changed = true;
+        for table in ["nested_catalogs", "bind_mountpoints"] {
+            self.database.execute(&format!("DELETE FROM {table} WHERE path = ?1"), [Text(&path.to_catalog_text())])?;
+        }
+        Ok(())
+    }
+
+    /// Counts rows, sets the properties, packs the file if worth it, and closes it.
+    pub fn finish(self, finish: &Finish) -> Result<FinishedCatalog> {
+        let database = &self.database;
+        let statistics = Statistics { own: Counters::recount(database)?, subtree: finish.subtree };
+        statistics.write(database)?;
+        let revision = finish.revision.unwrap_or(database.parse_property::<u64>("revision")?.unwrap_or(0) + 1);
+        database.set_property("revision", &revision)?;
+        database.set_property("last_modified", &finish.now.0)?;
+        database.set_property("previous_revision", &finish.previous)?;
+        if is_wasteful(database)? {
+            compact(database)?;
+        }
+        Ok(FinishedCatalog { file: self.database.finish()?, statistics, revision })
+    }
+
+    /// Writes the empty root catalog of a new repository: revision 0, without predecessor.
+    pub fn finish_initial(self, now: UnixSeconds) -> Result<FinishedCatalog> {
+        let statistics = Statistics { own: Counters::recount(&self.database)?, subtree: Counters::default() };
+        statistics.write(&self.database)?;
+        self.database.set_property("last_modified", &now.0)?;
+        Ok(FinishedCatalog { file: self.database.finish()?, statistics, revision: 0 })
+    }
+
+    /// The null hash in the algorithm of a repository.
+    pub const fn no_previous(algorithm: Algorithm) -> ContentHash {
+        ContentHash::null(algorithm)
+    }
+}
+
+fn is_wasteful(database: &Database) -> Result<bool> {
+    let number = |sql: &str| -> Result<f64> {
+        Ok(database.query_one(sql, [], |row| row.get::<_, Option<f64>>(0))?.flatten().unwrap_or(0.0))
+    };
+    let free = number("SELECT CAST(freelist_count AS REAL) FROM pragma_freelist_count")?;
+    let pages = number("SELECT CAST(page_count AS REAL) FROM pragma_page_count")?;
+    let wasted = number("SELECT 1.0 - CAST(count(*) AS REAL) / max(rowid) FROM catalog")?;
+    Ok(free > MAX_FREE_PAGES * pages || wasted > MAX_WASTED_ROWS)
+}
+
+/// Numbers the rows anew in their order and drops free pages.
+fn compact(database: &Database) -> Result<()> {
+    database.batch(
+        "CREATE TEMP TABLE ordered AS SELECT * FROM catalog ORDER BY rowid;
+         DELETE FROM catalog;
+         INSERT INTO catalog SELECT * FROM ordered ORDER BY rowid;
+         DROP TABLE ordered;
+         COMMIT; VACUUM; BEGIN;",
+    )
+}
