@@ -1,5 +1,7 @@
 //! Placeholder.
 pub mod catalog;
+pub mod change;
+pub mod changeset;
 pub mod chunking;
 pub mod clock;
 pub mod compression;
@@ -7,9 +9,11 @@ mod database;
 pub mod entry;
 pub mod error;
 pub mod hash;
+pub mod history;
 pub mod manifest;
 pub mod object;
 pub mod path;
+pub mod reflog;
 pub mod storage;
 pub mod trust;
 pub mod xattr;

@@ -1,0 +1,138 @@
+//! Changes: what every input is turned into before anything is stored.
+//!
+//! ```text
+//! ChangeSource ─► pipeline ─► ChangeSet ─► commit
+//!  (this file)
+//! ```
+
+use std::io;
+
+use crate::entry::{Entry, EntryKind, FileContent, Mount, Mtime, Special};
+use crate::error::Result;
+use crate::path::RepoPath;
+use crate::xattr::Xattrs;
+
+/// Metadata that every type of entry has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// Permission bits with setuid, setgid and sticky.
+    pub permissions: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of last modification.
+    pub mtime: Mtime,
+    /// Extended attributes.
+    pub xattrs: Xattrs,
+}
+
+impl Metadata {
+    /// An entry of the kind with this metadata.
+    pub fn into_entry(self, kind: EntryKind) -> Entry {
+        let Self { permissions, uid, gid, mtime, xattrs } = self;
+        Entry { kind, permissions: permissions & 0o7777, uid, gid, mtime, xattrs, hidden: false }
+    }
+}
+
+/// What is put at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A directory. One that exists keeps its content.
+    Directory,
+    /// A regular file whose bytes the source gives on request, exactly as many as announced.
+    Read {
+        /// Plain bytes.
+        size: u64,
+    },
+    /// A regular file whose objects are in the repository's storage, or outside if it is external.
+    Stored(FileContent),
+    /// A symbolic link.
+    Symlink {
+        /// Its target, as it is; not empty.
+        target: Vec<u8>,
+    },
+    /// A FIFO, socket or device.
+    Special(Special),
+}
+
+impl Content {
+    /// The entry kind of content that needs no reading; `None` for [`Content::Read`].
+    pub(crate) fn into_kind(self) -> Option<EntryKind> {
+        match self {
+            Self::Directory => Some(EntryKind::Directory(Mount::Plain)),
+            Self::Read { .. } => None,
+            Self::Stored(file) => Some(EntryKind::File(file)),
+            Self::Symlink { target } => Some(EntryKind::Symlink { target }),
+            Self::Special(special) => Some(EntryKind::Special(special)),
+        }
+    }
+}
+
+/// One step of changing a repository.
+///
+/// Steps apply in order, each to the result of those before it. Directories above a path must exist in the repository
+/// or come earlier; [`Change::Ensure`] sees to that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Puts an entry; whatever else is at the path gives way. A directory over a directory changes its metadata.
+    Put {
+        /// Where.
+        path: RepoPath,
+        /// Its metadata.
+        metadata: Metadata,
+        /// What.
+        content: Content,
+    },
+    /// Gives an entry that is not a directory one more name.
+    Link {
+        /// The new name; whatever is there gives way.
+        path: RepoPath,
+        /// The existing one: put earlier, or in the repository.
+        target: RepoPath,
+    },
+    /// Makes sure that there is a directory; one that exists stays as it is.
+    Ensure {
+        /// Where.
+        path: RepoPath,
+        /// Metadata for the case that it has to be made.
+        metadata: Metadata,
+    },
+    /// Removes an entry with everything below it; fine if there is none.
+    Remove {
+        /// Where.
+        path: RepoPath,
+    },
+    /// Removes what is in a directory, but not the directory (an opaque directory of a layer).
+    Clear {
+        /// Where.
+        path: RepoPath,
+    },
+}
+
+impl Change {
+    /// The path that changes.
+    pub fn path(&self) -> &RepoPath {
+        match self {
+            Self::Put { path, .. }
+            | Self::Link { path, .. }
+            | Self::Ensure { path, .. }
+            | Self::Remove { path }
+            | Self::Clear { path } => path,
+        }
+    }
+}
+
+/// A stream of changes: a tarball, a directory, image layers, another revision.
+pub trait ChangeSource {
+    /// Returns the next change, `None` after the last.
+    ///
+    /// Content of the change before that was not read is skipped.
+    fn next(&mut self) -> Result<Option<Change>>;
+
+    /// Reads content of the last returned [`Content::Read`]; 0 bytes at its end.
+    ///
+    /// A source that runs dry early fails; it never gives fewer bytes than announced. An error that carries a
+    /// [`crate::Error`] keeps it.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+}

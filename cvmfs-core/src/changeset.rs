@@ -1,0 +1,612 @@
+//! Change sets: the net effect of a stream of changes, on disk, without file data.
+//!
+//! Each path has one row that says what becomes of it; later changes overwrite earlier ones as they come in. Rows are
+//! kept in tree order (a directory before its content, the content before the next sibling), which is the order in
+//! which [`crate::commit`] applies them. A change set survives the death of the process that makes it, can be
+//! inspected, and can be put together from several sources.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use crate::change::{Change, Metadata};
+use crate::database::bytes;
+use crate::entry::{Chunk, Entry, EntryKind, FileContent, FileObjects, Mount, Mtime, RawKind};
+use crate::error::{DatabaseContext as _, Error, Result};
+use crate::hash::ContentHash;
+use crate::path::RepoPath;
+use crate::xattr::Xattrs;
+
+/// Changes in one SQLite transaction: what a crash can lose.
+const BATCH: u32 = 10_000;
+
+/// `key` is the path with NUL for slash, so that byte order is tree order.
+const TABLES: &str = "
+CREATE TABLE properties (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE changes (key BLOB PRIMARY KEY, op INTEGER, cleared INTEGER, inode INTEGER, target BLOB, mode INTEGER,
+  uid INTEGER, gid INTEGER, mtime INTEGER, mtimens INTEGER, size INTEGER, flags INTEGER, hash BLOB, symlink BLOB,
+  xattr BLOB, chunks BLOB) WITHOUT ROWID;
+";
+
+/// What becomes of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// The directory stays as it is, but what is in it and not in the change set goes.
+    Keep,
+    /// A directory is made unless there is one.
+    Ensure(Entry),
+    /// The entry is put.
+    Put(Entry),
+    /// The entry becomes one more name of an entry that is in the repository.
+    LinkToExisting(RepoPath),
+    /// The entry is removed with everything below it.
+    Remove,
+}
+
+/// One row of a change set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// The path.
+    pub path: RepoPath,
+    /// What becomes of it.
+    pub op: Op,
+    /// What is in the directory now and not in the change set goes.
+    pub cleared: bool,
+    /// Rows of the same number are names of one file; `None` for a file with one name.
+    pub inode: Option<i64>,
+}
+
+/// Numbers of rows by what becomes of the paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Summary {
+    /// Directories that must exist.
+    pub ensured: u64,
+    /// Entries put.
+    pub put: u64,
+    /// Links to entries in the repository.
+    pub links: u64,
+    /// Entries removed.
+    pub removed: u64,
+}
+
+/// A change set in a file of its own.
+pub struct ChangeSet {
+    connection: Connection,
+    path: PathBuf,
+    uncommitted: u32,
+    next_inode: i64,
+}
+
+impl fmt::Debug for ChangeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChangeSet({})", self.path.display())
+    }
+}
+
+mod op {
+    pub(super) const KEEP: u8 = 0;
+    pub(super) const ENSURE: u8 = 1;
+    pub(super) const PUT: u8 = 2;
+    pub(super) const LINK: u8 = 3;
+    pub(super) const REMOVE: u8 = 4;
+}
+
+/// What a row said before a new change came.
+struct Before {
+    op: u8,
+    cleared: bool,
+    is_directory: bool,
+}
+
+impl ChangeSet {
+    /// Creates an empty change set in a new file; `base` is the root catalog that its maker looked at.
+    pub fn create(path: &Path, base: ContentHash) -> Result<Self> {
+        let set = Self::connect(path)?;
+        set.connection
+            .execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; {TABLES}"))
+            .and_then(|()| set.connection.execute("INSERT INTO properties VALUES ('base', ?1)", [base.to_string()]))
+            .and_then(|_| set.connection.execute_batch("BEGIN"))
+            .in_database(&path.display())?;
+        Ok(set)
+    }
+
+    /// Opens a change set that was made earlier.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut set = Self::connect(path)?;
+        let largest = "SELECT coalesce(max(inode), 0) FROM changes";
+        set.next_inode = set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
+        set.connection.execute_batch("BEGIN").in_database(&path.display())?;
+        Ok(set)
+    }
+
+    fn connect(path: &Path) -> Result<Self> {
+        let connection = Connection::open(path).in_database(&path.display())?;
+        connection.set_prepared_statement_cache_capacity(64);
+        // The file must survive the process, not the machine: objects are not flushed yet, either.
+        connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -8192;").in_database(&path.display())?;
+        Ok(Self { connection, path: path.to_owned(), uncommitted: 0, next_inode: 1 })
+    }
+
+    /// The root catalog that the maker of the changes looked at.
+    pub fn base(&self) -> Result<ContentHash> {
+        let sql = "SELECT value FROM properties WHERE key = 'base'";
+        self.connection.query_row(sql, [], |row| row.get::<_, String>(0)).in_database(&self.path.display())?.parse()
+    }
+
+    /// Ends the set: everything is on disk, and nothing else holds the file.
+    pub fn close(self) -> Result<()> {
+        self.connection.execute_batch("COMMIT").in_database(&self.path.display())?;
+        self.connection.close().map_err(|(_, error)| error).in_database(&self.path.display())
+    }
+
+    /// Adds a change without content to be read; see [`put`](Self::put) for those with content.
+    pub fn record(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Put { path, metadata, content } => {
+                let kind = content
+                    .into_kind()
+                    .ok_or_else(|| Error::invalid(path.to_string(), "content must be stored before it is recorded"))?;
+                self.put(&path, &metadata.into_entry(kind))
+            }
+            Change::Link { path, target } => self.link(&path, &target),
+            Change::Ensure { path, metadata } => self.ensure(&path, metadata),
+            Change::Remove { path } => self.remove(&path),
+            Change::Clear { path } => self.clear(&path),
+        }
+    }
+
+    /// Puts an entry whose content, if it is a file, is stored.
+    pub fn put(&mut self, path: &RepoPath, entry: &Entry) -> Result<()> {
+        self.write_entry(path, op::PUT, entry, None)
+    }
+
+    fn ensure(&mut self, path: &RepoPath, metadata: Metadata) -> Result<()> {
+        let entry = metadata.into_entry(EntryKind::Directory(Mount::Plain));
+        match self.before(path)? {
+            Some(Before { op: op::ENSURE, .. }) => Ok(()),
+            Some(Before { op: op::PUT, is_directory: true, .. }) => Ok(()),
+            Some(Before { op: op::PUT | op::LINK, .. }) => {
+                Err(Error::invalid(path.to_string(), "it is put as something else than a directory, but has entries below it"))
+            }
+            None | Some(_) => self.write_entry(path, op::ENSURE, &entry, None),
+        }
+    }
+
+    fn link(&mut self, path: &RepoPath, target: &RepoPath) -> Result<()> {
+        if path == target {
+            return Err(Error::invalid(path.to_string(), "it cannot be a hard link to itself"));
+        }
+        match self.get(target)? {
+            Some(Pending { op: Op::Put(entry), inode, .. }) if !entry.is_directory() => {
+                let inode = match inode {
+                    Some(inode) => inode,
+                    None => self.assign_inode(target)?,
+                };
+                self.write_entry(path, op::PUT, &entry, Some(inode))
+            }
+            Some(Pending { op: Op::LinkToExisting(first), .. }) => self.write_link(path, &first),
+            Some(Pending { op: Op::Put(_) | Op::Ensure(_) | Op::Keep, .. }) => {
+                Err(Error::invalid(path.to_string(), format!("hard link to the directory {target}")))
+            }
+            Some(Pending { op: Op::Remove, .. }) => {
+                Err(Error::invalid(path.to_string(), format!("hard link to {target}, which is removed")))
+            }
+            None => {
+                for ancestor in target.ancestors() {
+                    if let Some(Before { op, cleared, is_directory }) = self.before(&ancestor)?
+                        && (cleared || op == op::REMOVE || !is_directory)
+                    {
+                        return Err(Error::invalid(path.to_string(), format!("hard link to {target}, which does not exist")));
+                    }
+                }
+                self.write_link(path, target)
+            }
+        }
+    }
+
+    fn write_link(&mut self, path: &RepoPath, target: &RepoPath) -> Result<()> {
+        self.make_way(path)?;
+        let sql = "INSERT OR REPLACE INTO changes (key, op, cleared, target) VALUES (?1, ?2, 0, ?3)";
+        self.execute(sql, (key(path), op::LINK, target.as_bytes()))
+    }
+
+    fn remove(&mut self, path: &RepoPath) -> Result<()> {
+        if path.is_root() {
+            return Err(Error::invalid("/", "the root directory cannot be removed"));
+        }
+        self.make_way(path)?;
+        self.execute("INSERT OR REPLACE INTO changes (key, op, cleared) VALUES (?1, ?2, 0)", (key(path), op::REMOVE))
+    }
+
+    fn clear(&mut self, path: &RepoPath) -> Result<()> {
+        self.delete_below(path)?;
+        match self.before(path)? {
+            None => self.execute("INSERT INTO changes (key, op, cleared) VALUES (?1, ?2, 1)", (key(path), op::KEEP)),
+            Some(Before { op: op::REMOVE, .. }) => Ok(()),
+            Some(Before { is_directory: true, .. }) => self.execute("UPDATE changes SET cleared = 1 WHERE key = ?1", [key(path)]),
+            Some(_) => Err(Error::invalid(path.to_string(), "only a directory can be cleared")),
+        }
+    }
+
+    fn assign_inode(&mut self, path: &RepoPath) -> Result<i64> {
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        self.execute("UPDATE changes SET inode = ?2 WHERE key = ?1", (key(path), inode))?;
+        Ok(inode)
+    }
+
+    /// Prepares a path for something that has nothing below it.
+    fn make_way(&mut self, path: &RepoPath) -> Result<()> {
+        self.check_ancestors(path)?;
+        self.delete_below(path)
+    }
+
+    /// Nothing can be below what the change set puts as a file.
+    fn check_ancestors(&self, path: &RepoPath) -> Result<()> {
+        if let Some(parent) = path.parent()
+            && let Some(Before { op: op::PUT | op::LINK, is_directory: false, .. }) = self.before(&parent)?
+        {
+            return Err(Error::invalid(path.to_string(), format!("{parent} is not a directory")));
+        }
+        Ok(())
+    }
+
+    fn delete_below(&mut self, path: &RepoPath) -> Result<()> {
+        if path.is_root() {
+            return self.execute("DELETE FROM changes WHERE key > x''", []);
+        }
+        let (mut from, mut to) = (key(path), key(path));
+        from.push(0);
+        to.push(1);
+        self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", (from, to))
+    }
+
+    fn write_entry(&mut self, path: &RepoPath, op: u8, entry: &Entry, inode: Option<i64>) -> Result<()> {
+        self.check_ancestors(path)?;
+        let before = self.before(path)?;
+        if before.is_some() && !entry.is_directory() {
+            self.delete_below(path)?;
+        }
+        // A directory over something that was to go (or over a file that took the place of a directory) starts empty.
+        let cleared = entry.is_directory()
+            && before.is_some_and(|before| before.cleared || before.op == op::REMOVE || !before.is_directory);
+        let (target, chunks): (&[u8], Vec<u8>) = match &entry.kind {
+            EntryKind::Symlink { target } => (target, Vec::new()),
+            EntryKind::File(FileContent { objects: FileObjects::Chunked { chunks, .. }, .. }) => (b"", encode_chunks(chunks)),
+            _ => (b"", Vec::new()),
+        };
+        let hash = entry.hash_column();
+        self.execute(
+            "INSERT OR REPLACE INTO changes (key, op, cleared, inode, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, \
+             xattr, chunks) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            rusqlite::params![
+                key(path),
+                op,
+                cleared,
+                inode,
+                entry.mode(),
+                entry.uid,
+                entry.gid,
+                entry.mtime.seconds,
+                entry.mtime.nanoseconds,
+                entry.size_column().cast_signed(),
+                entry.flags(),
+                hash.as_ref().map(|hash| &hash.digest()[..]),
+                target,
+                entry.xattrs.encode()?,
+                chunks,
+            ],
+        )
+    }
+
+    fn execute(&mut self, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
+        let run = || self.connection.prepare_cached(sql)?.execute(parameters);
+        run().in_database(&self.path.display())?;
+        self.uncommitted += 1;
+        if self.uncommitted == BATCH {
+            self.uncommitted = 0;
+            self.connection.execute_batch("COMMIT; BEGIN").in_database(&self.path.display())?;
+        }
+        Ok(())
+    }
+
+    fn before(&self, path: &RepoPath) -> Result<Option<Before>> {
+        use rusqlite::OptionalExtension as _;
+        let query = || -> rusqlite::Result<Option<Before>> {
+            let sql = "SELECT op, cleared, flags FROM changes WHERE key = ?1";
+            let map = |row: &rusqlite::Row<'_>| {
+                let op = row.get(0)?;
+                let flags: Option<u32> = row.get(2)?;
+                let is_directory = op == op::KEEP || flags.is_some_and(|flags| flags & crate::entry::flag::DIRECTORY != 0);
+                Ok(Before { op, cleared: row.get(1)?, is_directory })
+            };
+            self.connection.prepare_cached(sql)?.query_row([key(path)], map).optional()
+        };
+        query().in_database(&self.path.display())
+    }
+
+    /// What becomes of one path, if the change set says.
+    pub fn get(&self, path: &RepoPath) -> Result<Option<Pending>> {
+        Ok(self.select("key = ?1", [key(path)])?.pop())
+    }
+
+    /// Calls `visit` with all rows in tree order.
+    pub fn for_each(&self, mut visit: impl FnMut(Pending) -> Result<()>) -> Result<()> {
+        // Pages of rows, so that the visitor may ask for other rows meanwhile.
+        const PAGE: usize = 1000;
+        let mut rows = self.select(&format!("1 ORDER BY key LIMIT {PAGE}"), [])?;
+        while let Some(last) = rows.last().map(|pending| key(&pending.path)) {
+            let is_last = rows.len() < PAGE;
+            for pending in rows {
+                visit(pending)?;
+            }
+            if is_last {
+                return Ok(());
+            }
+            rows = self.select(&format!("key > ?1 ORDER BY key LIMIT {PAGE}"), [last])?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.select("1 LIMIT 1", [])?.is_empty())
+    }
+
+    /// Counts the rows.
+    pub fn summary(&self) -> Result<Summary> {
+        let count = |code: u8| {
+            let sql = "SELECT count(*) FROM changes WHERE op = ?1";
+            self.connection.query_row(sql, [code], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs).in_database(&self.path.display())
+        };
+        Ok(Summary { ensured: count(op::ENSURE)?, put: count(op::PUT)?, links: count(op::LINK)?, removed: count(op::REMOVE)? })
+    }
+
+    fn select(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Pending>> {
+        let sql = format!(
+            "SELECT key, op, cleared, inode, target, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, xattr, chunks \
+             FROM changes WHERE {condition}"
+        );
+        let query = || -> rusqlite::Result<Vec<Result<Pending>>> {
+            self.connection.prepare_cached(&sql)?.query_map(parameters, |row| Ok(read_row(row)))?.collect()
+        };
+        query().in_database(&self.path.display())?.into_iter().collect()
+    }
+}
+
+/// The path with NUL for slash: no name contains NUL, and it sorts before everything else.
+fn key(path: &RepoPath) -> Vec<u8> {
+    path.as_bytes().iter().map(|&byte| if byte == b'/' { 0 } else { byte }).collect()
+}
+
+fn read_row(row: &rusqlite::Row<'_>) -> Result<Pending> {
+    let context = "change set";
+    let column = |index| bytes(row, index).in_database(&context);
+    let path: Vec<u8> = column(0)?.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
+    let path = RepoPath::from_bytes(&path)?;
+    let code: u8 = row.get(1).in_database(&context)?;
+    let op = match code {
+        op::KEEP => Op::Keep,
+        op::REMOVE => Op::Remove,
+        op::LINK => Op::LinkToExisting(RepoPath::from_bytes(column(4)?)?),
+        op::ENSURE => Op::Ensure(read_entry(row)?),
+        _ => Op::Put(read_entry(row)?),
+    };
+    let cleared = row.get(2).in_database(&context)?;
+    Ok(Pending { path, op, cleared, inode: row.get(3).in_database(&context)? })
+}
+
+fn read_entry(row: &rusqlite::Row<'_>) -> Result<Entry> {
+    let context = "change set";
+    let number = |index| row.get::<_, u32>(index).in_database(&context);
+    let column = |index| bytes(row, index).in_database(&context);
+    let mode = number(5)?;
+    let size = row.get::<_, i64>(10).in_database(&context)?.cast_unsigned();
+    let raw = RawKind { flags: number(11)?, mode, size, hash: column(12)?, symlink: column(13)? };
+    let chunks = decode_chunks(column(15)?, raw.algorithm()?)?;
+    let xattrs = match column(14)? {
+        [] => Xattrs::new(),
+        blob => Xattrs::parse(blob)?,
+    };
+    Ok(Entry {
+        kind: raw.interpret(chunks)?,
+        permissions: mode & 0o7777,
+        uid: number(6)?,
+        gid: number(7)?,
+        mtime: Mtime { seconds: row.get(8).in_database(&context)?, nanoseconds: row.get(9).in_database(&context)? },
+        xattrs,
+        hidden: false,
+    })
+}
+
+/// Size of an encoded chunk: size in 8 bytes, digest in 20; offsets follow from the sizes.
+const CHUNK_BYTES: usize = 28;
+
+fn encode_chunks(chunks: &[Chunk]) -> Vec<u8> {
+    chunks.iter().flat_map(|chunk| chunk.size.to_le_bytes().into_iter().chain(*chunk.hash.digest())).collect()
+}
+
+fn decode_chunks(encoded: &[u8], algorithm: crate::hash::Algorithm) -> Result<Vec<Chunk>> {
+    let mut offset = 0;
+    let decode = |piece: &[u8]| {
+        let (size, digest) = piece.split_at(8);
+        let size = u64::from_le_bytes(std::array::from_fn(|index| size[index]));
+        let chunk = Chunk { offset, size, hash: ContentHash::from_digest(algorithm, digest)? };
+        offset += size;
+        Ok(chunk)
+    };
+    encoded.chunks_exact(CHUNK_BYTES).map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Content;
+    use crate::compression::Compression;
+    use crate::hash::Algorithm;
+
+    fn path(text: &str) -> RepoPath {
+        text.parse().unwrap()
+    }
+
+    fn metadata() -> Metadata {
+        Metadata { permissions: 0o755, uid: 1, gid: 2, mtime: Mtime { seconds: -3, nanoseconds: Some(4) }, xattrs: Xattrs::new() }
+    }
+
+    fn put(at: &str, content: Content) -> Change {
+        Change::Put { path: path(at), metadata: metadata(), content }
+    }
+
+    fn file(content: &[u8]) -> Content {
+        let objects = FileObjects::Whole(Algorithm::Sha1.hash(content));
+        Content::Stored(FileContent { size: 1, compression: Compression::Zlib, objects, external: false, direct_io: false })
+    }
+
+    fn ensure(at: &str) -> Change {
+        Change::Ensure { path: path(at), metadata: metadata() }
+    }
+
+    fn remove(at: &str) -> Change {
+        Change::Remove { path: path(at) }
+    }
+
+    fn link(at: &str, target: &str) -> Change {
+        Change::Link { path: path(at), target: path(target) }
+    }
+
+    fn set() -> (tempfile::TempDir, ChangeSet) {
+        let directory = tempfile::tempdir().unwrap();
+        let set = ChangeSet::create(&directory.path().join("set"), Algorithm::Sha1.hash(b"base")).unwrap();
+        (directory, set)
+    }
+
+    /// Paths with a letter for what becomes of them and `!` for cleared ones, in tree order.
+    fn outline(set: &ChangeSet) -> Vec<String> {
+        let mut lines = Vec::new();
+        set.for_each(|pending| {
+            let letter = match &pending.op {
+                Op::Keep => 'k',
+                Op::Ensure(_) => 'e',
+                Op::Put(entry) if entry.is_directory() => 'd',
+                Op::Put(_) => 'f',
+                Op::LinkToExisting(_) => 'l',
+                Op::Remove => 'r',
+            };
+            lines.push(format!("{letter}{} {}", if pending.cleared { "!" } else { "" }, pending.path));
+            Ok(())
+        })
+        .unwrap();
+        lines
+    }
+
+    #[test]
+    fn only_the_net_effect_is_kept() {
+        for (changes, expected) in [
+            (vec![put("a", file(b"1")), put("a", file(b"2"))], vec!["f /a"]),
+            (vec![ensure("a"), put("a/b", file(b"")), put("a", file(b""))], vec!["f /a"]),
+            (vec![put("a", file(b"")), put("a", Content::Directory), put("a/b", file(b""))], vec!["d! /a", "f /a/b"]),
+            (vec![remove("a"), ensure("a"), put("a/b", file(b""))], vec!["e! /a", "f /a/b"]),
+            (vec![put("a", Content::Directory), put("a/b", file(b"")), remove("a")], vec!["r /a"]),
+            (vec![put("a", Content::Directory), Change::Clear { path: path("a") }], vec!["d! /a"]),
+            (vec![put("a", Content::Directory), ensure("a")], vec!["d /a"]),
+            (vec![ensure("a"), put("a", Content::Directory)], vec!["d /a"]),
+            (vec![Change::Clear { path: path("a") }, put("a/b", file(b""))], vec!["k! /a", "f /a/b"]),
+        ] {
+            let (_directory, mut set) = set();
+            for change in changes.clone() {
+                set.record(change).unwrap();
+            }
+            assert_eq!(outline(&set), expected, "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn rows_come_in_tree_order_also_over_many_pages() {
+        let (_directory, mut set) = set();
+        let mut expected = Vec::new();
+        for number in (0..1500).rev() {
+            set.record(put(&format!("d{number:04}"), Content::Directory)).unwrap();
+            set.record(put(&format!("d{number:04}/f"), file(b""))).unwrap();
+        }
+        for number in 0..1500 {
+            expected.extend([format!("d /d{number:04}"), format!("f /d{number:04}/f")]);
+        }
+        assert_eq!(outline(&set), expected);
+        let (_directory, mut set) = self::set();
+        for at in ["a-b", "a", "a!"] {
+            set.record(put(at, Content::Directory)).unwrap();
+        }
+        set.record(put("a/b", file(b""))).unwrap();
+        assert_eq!(outline(&set), ["d /a", "f /a/b", "d /a!", "d /a-b"]);
+    }
+
+    #[test]
+    fn everything_about_an_entry_reads_back_after_reopening() {
+        let (directory, mut set) = set();
+        let hash = |text: &[u8]| Algorithm::Shake128.hash(text);
+        let chunks = vec![Chunk { offset: 0, size: 7, hash: hash(b"1") }, Chunk { offset: 7, size: 3, hash: hash(b"2") }];
+        let objects = FileObjects::Chunked { chunks, bulk: None };
+        let chunked = FileContent { size: 10, compression: Compression::None, objects, external: true, direct_io: false };
+        let mut changes = vec![
+            put("chunked", Content::Stored(chunked)),
+            put("device", Content::Special(crate::entry::Special::BlockDevice(0x1234_5678_9abc))),
+            put("link", Content::Symlink { target: b"\xff\n".to_vec() }),
+        ];
+        if let Change::Put { metadata, .. } = &mut changes[0] {
+            metadata.xattrs.set(b"user.a", b"1").unwrap();
+        }
+        for change in changes.clone() {
+            set.record(change).unwrap();
+        }
+        set.close().unwrap();
+        let set = ChangeSet::open(&directory.path().join("set")).unwrap();
+        assert_eq!(set.base().unwrap(), Algorithm::Sha1.hash(b"base"));
+        for change in changes {
+            let Change::Put { path, metadata, content } = change else { unreachable!() };
+            let expected = metadata.into_entry(content.into_kind().unwrap());
+            assert_eq!(set.get(&path).unwrap().unwrap().op, Op::Put(expected));
+        }
+    }
+
+    #[test]
+    fn hard_links_share_what_they_name_at_that_moment() {
+        let (_directory, mut set) = set();
+        set.record(put("a", file(b"first"))).unwrap();
+        set.record(link("b", "a")).unwrap();
+        set.record(link("c", "b")).unwrap();
+        set.record(put("a", file(b"second"))).unwrap();
+        set.record(link("d", "a")).unwrap();
+        let get = |at: &str| set.get(&path(at)).unwrap().unwrap();
+        assert_eq!(get("b").op, get("c").op);
+        assert_eq!(get("b").inode, get("c").inode);
+        assert_eq!(get("a").op, get("d").op);
+        assert_eq!(get("a").inode, get("d").inode);
+        assert_ne!(get("a").inode, get("b").inode);
+        assert_ne!(get("a").op, get("b").op);
+    }
+
+    #[test]
+    fn impossible_links_and_places_are_refused() {
+        let (_directory, mut set) = set();
+        for change in [put("d", Content::Directory), put("f", file(b"")), remove("gone"), put("empty", Content::Directory)] {
+            set.record(change).unwrap();
+        }
+        set.record(Change::Clear { path: path("empty") }).unwrap();
+        for change in [
+            link("x", "d"),
+            link("x", "gone"),
+            link("x", "gone/below"),
+            link("x", "empty/below"),
+            link("x", "f/below"),
+            link("f", "f"),
+            put("f/below", file(b"")),
+            ensure("f"),
+            remove(""),
+        ] {
+            assert!(matches!(set.record(change.clone()), Err(Error::InvalidInput { .. })), "{change:?}");
+        }
+        set.record(link("x", "in/the/repository")).unwrap();
+        assert_eq!(set.get(&path("x")).unwrap().unwrap().op, Op::LinkToExisting(path("in/the/repository")));
+    }
+}
