@@ -115,7 +115,8 @@ impl ChangeSet {
     pub fn open(path: &Path) -> Result<Self> {
         let mut set = Self::connect(path)?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
-        set.next_inode = set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
+        set.next_inode =
+            set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
         set.connection.execute_batch("BEGIN").in_database(&path.display())?;
         Ok(set)
     }
@@ -124,7 +125,9 @@ impl ChangeSet {
         let connection = Connection::open(path).in_database(&path.display())?;
         connection.set_prepared_statement_cache_capacity(64);
         // The file must survive the process, not the machine: objects are not flushed yet, either.
-        connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -8192;").in_database(&path.display())?;
+        connection
+            .execute_batch("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -8192;")
+            .in_database(&path.display())?;
         Ok(Self { connection, path: path.to_owned(), uncommitted: 0, next_inode: 1 })
     }
 
@@ -166,9 +169,10 @@ impl ChangeSet {
         match self.before(path)? {
             Some(Before { op: op::ENSURE, .. }) => Ok(()),
             Some(Before { op: op::PUT, is_directory: true, .. }) => Ok(()),
-            Some(Before { op: op::PUT | op::LINK, .. }) => {
-                Err(Error::invalid(path.to_string(), "it is put as something else than a directory, but has entries below it"))
-            }
+            Some(Before { op: op::PUT | op::LINK, .. }) => Err(Error::invalid(
+                path.to_string(),
+                "it is put as something else than a directory, but has entries below it",
+            )),
             None | Some(_) => self.write_entry(path, op::ENSURE, &entry, None),
         }
     }
@@ -197,7 +201,10 @@ impl ChangeSet {
                     if let Some(Before { op, cleared, is_directory }) = self.before(&ancestor)?
                         && (cleared || op == op::REMOVE || !is_directory)
                     {
-                        return Err(Error::invalid(path.to_string(), format!("hard link to {target}, which does not exist")));
+                        return Err(Error::invalid(
+                            path.to_string(),
+                            format!("hard link to {target}, which does not exist"),
+                        ));
                     }
                 }
                 self.write_link(path, target)
@@ -224,9 +231,18 @@ impl ChangeSet {
         match self.before(path)? {
             None => self.execute("INSERT INTO changes (key, op, cleared) VALUES (?1, ?2, 1)", (key(path), op::KEEP)),
             Some(Before { op: op::REMOVE, .. }) => Ok(()),
-            Some(Before { is_directory: true, .. }) => self.execute("UPDATE changes SET cleared = 1 WHERE key = ?1", [key(path)]),
+            Some(Before { is_directory: true, .. }) => {
+                self.execute("UPDATE changes SET cleared = 1 WHERE key = ?1", [key(path)])
+            }
             Some(_) => Err(Error::invalid(path.to_string(), "only a directory can be cleared")),
         }
+    }
+
+    /// Puts one entry under several names.
+    pub(crate) fn put_linked(&mut self, names: &std::collections::BTreeSet<RepoPath>, entry: &Entry) -> Result<()> {
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        names.iter().try_for_each(|name| self.write_entry(name, op::PUT, entry, Some(inode)))
     }
 
     fn assign_inode(&mut self, path: &RepoPath) -> Result<i64> {
@@ -273,7 +289,9 @@ impl ChangeSet {
             && before.is_some_and(|before| before.cleared || before.op == op::REMOVE || !before.is_directory);
         let (target, chunks): (&[u8], Vec<u8>) = match &entry.kind {
             EntryKind::Symlink { target } => (target, Vec::new()),
-            EntryKind::File(FileContent { objects: FileObjects::Chunked { chunks, .. }, .. }) => (b"", encode_chunks(chunks)),
+            EntryKind::File(FileContent { objects: FileObjects::Chunked { chunks, .. }, .. }) => {
+                (b"", encode_chunks(chunks))
+            }
             _ => (b"", Vec::new()),
         };
         let hash = entry.hash_column();
@@ -318,7 +336,8 @@ impl ChangeSet {
             let map = |row: &rusqlite::Row<'_>| {
                 let op = row.get(0)?;
                 let flags: Option<u32> = row.get(2)?;
-                let is_directory = op == op::KEEP || flags.is_some_and(|flags| flags & crate::entry::flag::DIRECTORY != 0);
+                let is_directory =
+                    op == op::KEEP || flags.is_some_and(|flags| flags & crate::entry::flag::DIRECTORY != 0);
                 Ok(Before { op, cleared: row.get(1)?, is_directory })
             };
             self.connection.prepare_cached(sql)?.query_row([key(path)], map).optional()
@@ -358,9 +377,17 @@ impl ChangeSet {
     pub fn summary(&self) -> Result<Summary> {
         let count = |code: u8| {
             let sql = "SELECT count(*) FROM changes WHERE op = ?1";
-            self.connection.query_row(sql, [code], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs).in_database(&self.path.display())
+            self.connection
+                .query_row(sql, [code], |row| row.get::<_, i64>(0))
+                .map(i64::unsigned_abs)
+                .in_database(&self.path.display())
         };
-        Ok(Summary { ensured: count(op::ENSURE)?, put: count(op::PUT)?, links: count(op::LINK)?, removed: count(op::REMOVE)? })
+        Ok(Summary {
+            ensured: count(op::ENSURE)?,
+            put: count(op::PUT)?,
+            links: count(op::LINK)?,
+            removed: count(op::REMOVE)?,
+        })
     }
 
     fn select(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Pending>> {
@@ -451,7 +478,13 @@ mod tests {
     }
 
     fn metadata() -> Metadata {
-        Metadata { permissions: 0o755, uid: 1, gid: 2, mtime: Mtime { seconds: -3, nanoseconds: Some(4) }, xattrs: Xattrs::new() }
+        Metadata {
+            permissions: 0o755,
+            uid: 1,
+            gid: 2,
+            mtime: Mtime { seconds: -3, nanoseconds: Some(4) },
+            xattrs: Xattrs::new(),
+        }
     }
 
     fn put(at: &str, content: Content) -> Change {
@@ -460,7 +493,13 @@ mod tests {
 
     fn file(content: &[u8]) -> Content {
         let objects = FileObjects::Whole(Algorithm::Sha1.hash(content));
-        Content::Stored(FileContent { size: 1, compression: Compression::Zlib, objects, external: false, direct_io: false })
+        Content::Stored(FileContent {
+            size: 1,
+            compression: Compression::Zlib,
+            objects,
+            external: false,
+            direct_io: false,
+        })
     }
 
     fn ensure(at: &str) -> Change {
@@ -545,9 +584,11 @@ mod tests {
     fn everything_about_an_entry_reads_back_after_reopening() {
         let (directory, mut set) = set();
         let hash = |text: &[u8]| Algorithm::Shake128.hash(text);
-        let chunks = vec![Chunk { offset: 0, size: 7, hash: hash(b"1") }, Chunk { offset: 7, size: 3, hash: hash(b"2") }];
+        let chunks =
+            vec![Chunk { offset: 0, size: 7, hash: hash(b"1") }, Chunk { offset: 7, size: 3, hash: hash(b"2") }];
         let objects = FileObjects::Chunked { chunks, bulk: None };
-        let chunked = FileContent { size: 10, compression: Compression::None, objects, external: true, direct_io: false };
+        let chunked =
+            FileContent { size: 10, compression: Compression::None, objects, external: true, direct_io: false };
         let mut changes = vec![
             put("chunked", Content::Stored(chunked)),
             put("device", Content::Special(crate::entry::Special::BlockDevice(0x1234_5678_9abc))),
@@ -589,7 +630,9 @@ mod tests {
     #[test]
     fn impossible_links_and_places_are_refused() {
         let (_directory, mut set) = set();
-        for change in [put("d", Content::Directory), put("f", file(b"")), remove("gone"), put("empty", Content::Directory)] {
+        for change in
+            [put("d", Content::Directory), put("f", file(b"")), remove("gone"), put("empty", Content::Directory)]
+        {
             set.record(change).unwrap();
         }
         set.record(Change::Clear { path: path("empty") }).unwrap();

@@ -15,8 +15,9 @@ const COMPACT: StaticFormatDescription = format_description!("[year][month][day]
 /// `2024-10-27T03:46:40Z`, as in names of automatic tags.
 const ISO: StaticFormatDescription = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
 /// `Sun Oct 27 03:46:40 UTC 2024`, as `date --utc` prints; monitoring tools expect it in status files.
-const DATE_COMMAND: StaticFormatDescription =
-    format_description!("[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]");
+const DATE_COMMAND: StaticFormatDescription = format_description!(
+    "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]"
+);
 
 impl UnixSeconds {
     /// This time and some days.

@@ -160,7 +160,8 @@ impl<W: Write> CompressingWriter<W> {
 
     fn step(&mut self, input: &[u8], flush: DeflateFlush) -> io::Result<(usize, Status)> {
         let (consumed, produced) = (self.deflate.total_in(), self.deflate.total_out());
-        let status = self.deflate.compress(input, &mut self.block, flush).map_err(|error| io::Error::other(error.as_str()))?;
+        let status =
+            self.deflate.compress(input, &mut self.block, flush).map_err(|error| io::Error::other(error.as_str()))?;
         self.sink.write_all(&self.block[..difference(self.deflate.total_out(), produced)])?;
         Ok((difference(self.deflate.total_in(), consumed), status))
     }
@@ -201,7 +202,13 @@ impl<R: Read> fmt::Debug for InflatingReader<R> {
 impl<R: Read> InflatingReader<R> {
     /// Reads a zlib stream from `source`.
     pub fn new(source: R) -> Self {
-        Self { inflate: Inflate::new(true, WINDOW_BITS), source, block: vec![0; BLOCK_SIZE].into(), pending: 0..0, done: false }
+        Self {
+            inflate: Inflate::new(true, WINDOW_BITS),
+            source,
+            block: vec![0; BLOCK_SIZE].into(),
+            pending: 0..0,
+            done: false,
+        }
     }
 
     /// After the end of the zlib stream the source must end, too: its own checks run at its end.
@@ -335,7 +342,10 @@ mod tests {
         assert_eq!(Algorithm::Sha1.hash(&hello).to_string(), "ff049c626904064d641feca0e9936e5b211807c6");
         let plain: Vec<u8> = (0..100_000_u64).map(|i| u8::try_from(i * i % 251).unwrap()).collect();
         assert_eq!(Algorithm::Sha1.hash(&stock_zlib(&plain)).to_string(), "89a08b59e9331c1f42435b3276350f85ea13ae98");
-        assert_eq!(Algorithm::Sha1.hash(&stock_zlib(&sample(300_000))).to_string(), "862c3dddc364e867aa1e2bba596e2fab53920503");
+        assert_eq!(
+            Algorithm::Sha1.hash(&stock_zlib(&sample(300_000))).to_string(),
+            "862c3dddc364e867aa1e2bba596e2fab53920503"
+        );
     }
 
     #[test]

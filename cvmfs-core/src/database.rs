@@ -76,7 +76,11 @@ impl Database {
     /// Fetches a zlib-compressed database object to be read only.
     pub(crate) fn fetch_read_only(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<Self> {
         let path = fetch_file(store, id, scratch)?;
-        let database = Self { connection: open_read_only(&path, &describe(store, id))?, path: Location::Temporary(path), what: describe(store, id) };
+        let database = Self {
+            connection: open_read_only(&path, &describe(store, id))?,
+            path: Location::Temporary(path),
+            what: describe(store, id),
+        };
         database.check_readable()?;
         Ok(database)
     }
@@ -127,7 +131,10 @@ impl Database {
 
     /// Runs one statement and returns the number of changed rows.
     pub(crate) fn execute(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize> {
-        self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(parameters)).in_database(&self.what)
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(parameters))
+            .in_database(&self.what)
     }
 
     /// Runs a query and maps its rows.
@@ -137,7 +144,9 @@ impl Database {
         parameters: impl rusqlite::Params,
         map: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        let rows = || -> rusqlite::Result<Vec<T>> { self.connection.prepare_cached(sql)?.query_map(parameters, map)?.collect() };
+        let rows = || -> rusqlite::Result<Vec<T>> {
+            self.connection.prepare_cached(sql)?.query_map(parameters, map)?.collect()
+        };
         rows().in_database(&self.what)
     }
 

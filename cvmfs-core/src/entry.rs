@@ -147,7 +147,11 @@ impl Hardlinks {
     }
 
     /// Splits the column value; the bits are taken as they are.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "two 32-bit numbers in one 64-bit column")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "two 32-bit numbers in one 64-bit column"
+    )]
     pub fn from_column(value: i64) -> Self {
         Self { group: (value >> 32) as u32, count: value as u32 }
     }
@@ -323,7 +327,8 @@ impl RawKind<'_> {
     /// # Errors
     /// `Malformed` if the columns contradict each other.
     pub fn interpret(&self, chunks: Vec<Chunk>) -> Result<EntryKind> {
-        let contradiction = |reason: &str| Err(Error::malformed(format!("mode {:o}, flags {:#x}", self.mode, self.flags), reason));
+        let contradiction =
+            |reason: &str| Err(Error::malformed(format!("mode {:o}, flags {:#x}", self.mode, self.flags), reason));
         let is = |bit| self.flags & bit != 0;
         match self.mode & type_bits::MASK {
             type_bits::DIRECTORY if is(flag::DIRECTORY) => Ok(EntryKind::Directory(if is(flag::ROOT) {

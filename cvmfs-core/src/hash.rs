@@ -183,7 +183,8 @@ impl FromStr for ContentHash {
 
     /// Parses the text form; lower-case hex only.
     fn from_str(text: &str) -> Result<Self> {
-        let malformed = || Error::malformed(format!("content hash {text:?}"), "not 40 hex digits and a known algorithm tag");
+        let malformed =
+            || Error::malformed(format!("content hash {text:?}"), "not 40 hex digits and a known algorithm tag");
         let (hex, tag) = text.split_at_checked(2 * DIGEST_SIZE).ok_or_else(malformed)?;
         let algorithm = Algorithm::ALL.into_iter().find(|a| a.tag() == tag).ok_or_else(malformed)?;
         let mut digest = [0; DIGEST_SIZE];
@@ -316,8 +317,8 @@ mod tests {
 
     /// `hello world\n` as stock zlib stores it; hashes from the format description, made with openssl.
     const STORED: [u8; 20] = [
-        0x78, 0x9c, 0xcb, 0x48, 0xcd, 0xc9, 0xc9, 0x57, 0x28, 0xcf, 0x2f, 0xca, 0x49, 0xe1, 0x02, 0x00, 0x1e, 0x72, 0x04,
-        0x67,
+        0x78, 0x9c, 0xcb, 0x48, 0xcd, 0xc9, 0xc9, 0x57, 0x28, 0xcf, 0x2f, 0xca, 0x49, 0xe1, 0x02, 0x00, 0x1e, 0x72,
+        0x04, 0x67,
     ];
 
     #[test]

@@ -62,7 +62,8 @@ impl TagName {
     /// Whether the name has the form of an automatic tag.
     pub fn is_automatic(&self) -> bool {
         let Some(rest) = self.0.strip_prefix("generic") else { return false };
-        let rest = rest.strip_prefix('_').map_or(rest, |numbered| numbered.trim_start_matches(|c: char| c.is_ascii_digit()));
+        let rest =
+            rest.strip_prefix('_').map_or(rest, |numbered| numbered.trim_start_matches(|c: char| c.is_ascii_digit()));
         let Some(time) = rest.strip_prefix('-') else { return false };
         let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         matches!(
@@ -143,7 +144,12 @@ impl History {
     ///
     /// # Errors
     /// Also `Malformed` if it belongs to another repository.
-    pub fn fetch_writable(store: &dyn ReadStore, hash: ContentHash, name: &RepositoryName, scratch: &Path) -> Result<Self> {
+    pub fn fetch_writable(
+        store: &dyn ReadStore,
+        hash: ContentHash,
+        name: &RepositoryName,
+        scratch: &Path,
+    ) -> Result<Self> {
         let id = ObjectId::new(hash, ObjectKind::History);
         let database = Database::fetch(store, &id, scratch)?;
         let fqrn = database.property("fqrn")?.unwrap_or_default();
@@ -282,10 +288,14 @@ mod tests {
         let time = UnixSeconds(1_730_000_800);
         assert_eq!(TagName::automatic(time, 0).as_str(), "generic-2024-10-27T03:46:40Z");
         assert_eq!(TagName::automatic(time, 2).as_str(), "generic_2-2024-10-27T03:46:40Z");
-        for name in ["generic-2024-10-27T03:46:40Z", "generic_12-2024-10-27T03:46:40Z", "generic-2024-10-27T03:46:40.123Z"] {
+        for name in
+            ["generic-2024-10-27T03:46:40Z", "generic_12-2024-10-27T03:46:40Z", "generic-2024-10-27T03:46:40.123Z"]
+        {
             assert!(name.parse::<TagName>().unwrap().is_automatic(), "{name}");
         }
-        for name in ["generic", "generic-", "generic-2024", "xgeneric-2024-10-27T03:46:40Z", "generic-2024-10-27T03:46:40"] {
+        for name in
+            ["generic", "generic-", "generic-2024", "xgeneric-2024-10-27T03:46:40Z", "generic-2024-10-27T03:46:40"]
+        {
             assert!(!name.parse::<TagName>().unwrap().is_automatic(), "{name}");
         }
     }

@@ -185,7 +185,11 @@ struct Fields<'a>(&'a [u8]);
 impl<'a> Fields<'a> {
     fn last(&self, key: char) -> Option<&'a [u8]> {
         let lines = self.0.split(|&byte| byte == b'\n').take_while(|line| *line != b"--");
-        lines.filter_map(|line| line.split_first()).filter(|(first, _)| **first == key as u8).map(|(_, value)| value).last()
+        lines
+            .filter_map(|line| line.split_first())
+            .filter(|(first, _)| **first == key as u8)
+            .map(|(_, value)| value)
+            .last()
     }
 
     fn text(&self, key: char) -> Result<&'a str> {
@@ -271,14 +275,17 @@ Y4f36c1a2c3f8a2bd90d5a9a8a5b2e7e1f0c9d8b7
     #[test]
     fn missing_and_impossible_lines_are_refused() {
         for key in ['C', 'R', 'D', 'S', 'N', 'X'] {
-            let text: String = EXAMPLE.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect();
+            let text: String =
+                EXAMPLE.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect();
             assert!(Manifest::parse_text(text.as_bytes()).is_err(), "without {key}");
         }
-        for (from, to) in [("S1", "S-1"), ("D240", "D"), ("Cb6", "Cx6"), ("Rd4", "Rd5"), ("Nexample.org", "N../x.org")] {
+        for (from, to) in [("S1", "S-1"), ("D240", "D"), ("Cb6", "Cx6"), ("Rd4", "Rd5"), ("Nexample.org", "N../x.org")]
+        {
             assert!(Manifest::parse_text(EXAMPLE.replace(from, to).as_bytes()).is_err(), "{to}");
         }
         for key in ['B', 'G', 'A', 'T', 'H', 'M', 'Y'] {
-            let text: String = EXAMPLE.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect();
+            let text: String =
+                EXAMPLE.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect();
             assert!(Manifest::parse_text(text.as_bytes()).is_ok(), "without {key}");
         }
     }

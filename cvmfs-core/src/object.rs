@@ -1,12 +1,58 @@
-//! Objects on their way out: every byte verified before it is used.
+//! Objects on their way in, named by what is written, and on their way out, every byte verified.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use crate::compression::{self, Compression, InflatingReader};
 use crate::error::{Error, Result};
-use crate::hash::{Hasher, ObjectId};
-use crate::storage::{Key, ReadStore};
+use crate::hash::{Algorithm, Hasher, ObjectId, ObjectKind};
+use crate::storage::{Key, Put, ReadStore, StagedObject, WriteStore};
+
+/// Writes the stored bytes of an object whose name is known when it ends.
+#[derive(Debug)]
+pub struct ObjectWriter {
+    staged: Box<dyn StagedObject>,
+    hasher: Hasher,
+    size: u64,
+}
+
+/// An object in a store.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredObject {
+    /// Its name.
+    pub id: ObjectId,
+    /// Stored bytes.
+    pub stored_size: u64,
+    /// Whether it is new.
+    pub put: Put,
+}
+
+impl ObjectWriter {
+    /// Begins an object.
+    pub fn new(store: &dyn WriteStore, algorithm: Algorithm) -> Result<Self> {
+        Ok(Self { staged: store.stage()?, hasher: Hasher::new(algorithm), size: 0 })
+    }
+
+    /// Ends and names the object.
+    pub fn finish(self, kind: ObjectKind) -> Result<StoredObject> {
+        let id = ObjectId::new(self.hasher.finish(), kind);
+        let put = self.staged.finish(&id)?;
+        Ok(StoredObject { id, stored_size: self.size, put })
+    }
+}
+
+impl Write for ObjectWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.staged.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.staged.flush()
+    }
+}
 
 /// A reader that passes stored bytes through and fails at their end if their hash is not the expected one.
 pub struct VerifyingReader<R: Read> {
@@ -98,8 +144,7 @@ pub fn read_error(what: &str, error: io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::compression::{Compressor, Effort};
-    use crate::hash::{Algorithm, ObjectKind};
-    use crate::storage::{MemoryStore, WriteStore as _};
+    use crate::storage::MemoryStore;
 
     fn read_all(store: &MemoryStore, id: &ObjectId, compression: Compression) -> Result<Vec<u8>> {
         let mut plain = Vec::new();

@@ -20,7 +20,8 @@ INSERT INTO properties (key, value) VALUES ('schema', '1.0'), ('schema_revision'
 ";
 
 /// Object kinds in the order of their number in the `type` column.
-const TYPES: [ObjectKind; 4] = [ObjectKind::Catalog, ObjectKind::Certificate, ObjectKind::History, ObjectKind::Metainfo];
+const TYPES: [ObjectKind; 4] =
+    [ObjectKind::Catalog, ObjectKind::Certificate, ObjectKind::History, ObjectKind::Metainfo];
 
 /// A reflog, opened for editing.
 #[derive(Debug)]
@@ -70,12 +71,14 @@ impl Reflog {
     /// All objects with the time of their last addition, the oldest first.
     pub fn entries(&self) -> Result<Vec<(ObjectId, UnixSeconds)>> {
         let sql = "SELECT hash, type, timestamp FROM refs ORDER BY timestamp, hash";
-        let rows = self.database.query(sql, [], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
-        })?;
+        let rows = self
+            .database
+            .query(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u8>(1)?, row.get::<_, i64>(2)?)))?;
         let interpret = |(hash, kind, timestamp): (String, u8, i64)| {
             let hash: ContentHash = hash.parse()?;
-            let kind = TYPES.get(usize::from(kind)).ok_or_else(|| Error::malformed(self.database.what(), format!("unknown type {kind}")))?;
+            let kind = TYPES
+                .get(usize::from(kind))
+                .ok_or_else(|| Error::malformed(self.database.what(), format!("unknown type {kind}")))?;
             Ok((ObjectId::new(hash, *kind), UnixSeconds(timestamp)))
         };
         rows.into_iter().map(interpret).collect()

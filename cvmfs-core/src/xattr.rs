@@ -138,10 +138,8 @@ mod tests {
         let mut xattrs = Xattrs::new();
         xattrs.set(b"user.a", b"1").unwrap();
         xattrs.set(b"security.capability", &hex("0100000200040000000000000000000000000000")).unwrap();
-        let blob = hex(
-            "01 02 13 14 7365637572697479 2e6361706162696c697479 0100000200040000000000000000000000000000 \
-             06 01 757365722e61 31",
-        );
+        let blob = hex("01 02 13 14 7365637572697479 2e6361706162696c697479 0100000200040000000000000000000000000000 \
+             06 01 757365722e61 31");
         assert_eq!(xattrs.encode().unwrap().unwrap(), blob);
         assert_eq!(Xattrs::parse(&blob).unwrap(), xattrs);
         assert_eq!(Xattrs::new().encode().unwrap(), None);

@@ -155,7 +155,11 @@ impl Catalog {
 
     /// All bind mountpoints of this catalog, in path order.
     pub fn bind_mountpoints(&self) -> Result<Vec<Nested>> {
-        if self.shape.bind_mountpoints { nested(&self.database, &self.shape, "bind_mountpoints") } else { Ok(Vec::new()) }
+        if self.shape.bind_mountpoints {
+            nested(&self.database, &self.shape, "bind_mountpoints")
+        } else {
+            Ok(Vec::new())
+        }
     }
 
     /// The nested catalog mounted at exactly this path.
@@ -171,7 +175,8 @@ fn find(database: &Database, shape: &Shape, path: PathHash) -> Result<Option<Row
 }
 
 fn list(database: &Database, shape: &Shape, directory: PathHash) -> Result<Vec<Row>> {
-    let sql = format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 ORDER BY name", shape.entry_columns);
+    let sql =
+        format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 ORDER BY name", shape.entry_columns);
     let raw = database.query(&sql, (directory.first, directory.second), RawRow::read)?;
     raw.into_iter().map(|raw| raw.interpret(database, shape)).collect()
 }
@@ -197,9 +202,9 @@ fn nested_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NestedRow> {
 
 fn interpret_nested(database: &Database, (path, hash, size): NestedRow) -> Result<Nested> {
     let path = RepoPath::from_bytes(&path)?;
-    let hash = hash
-        .parse()
-        .map_err(|_| Error::malformed(database.what(), format!("nested catalog {path} has an impossible hash {hash:?}")))?;
+    let hash = hash.parse().map_err(|_| {
+        Error::malformed(database.what(), format!("nested catalog {path} has an impossible hash {hash:?}"))
+    })?;
     // Zero stands for unknown, too.
     Ok(Nested { path, hash, size: size.and_then(|size| u64::try_from(size).ok()).filter(|&size| size > 0) })
 }
@@ -295,7 +300,8 @@ fn read_chunks(database: &Database, path: PathHash, raw: &RawKind<'_>) -> Result
     let mut chunks = Vec::with_capacity(rows.len());
     let mut end = 0_u64;
     for (offset, size, hash) in rows {
-        let chunk = Chunk { offset: number(offset)?, size: number(size)?, hash: ContentHash::from_digest(algorithm, &hash)? };
+        let chunk =
+            Chunk { offset: number(offset)?, size: number(size)?, hash: ContentHash::from_digest(algorithm, &hash)? };
         if chunk.offset != end {
             return Err(malformed("they overlap or leave a gap"));
         }

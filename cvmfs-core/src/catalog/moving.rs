@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use super::{Nested, Row, WritableCatalog};
+use super::{Row, WritableCatalog};
 use crate::database::{Text, bytes};
 use crate::entry::{EntryKind, Mount, flag};
 use crate::error::{Error, Result};
 use crate::path::RepoPath;
 
 /// A directory met on the way down through one catalog.
-struct Directory {
-    path: RepoPath,
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) path: RepoPath,
     /// Whether its content is in another catalog.
-    mounted: bool,
+    pub(crate) mounted: bool,
 }
 
 impl WritableCatalog {
@@ -47,17 +48,18 @@ impl WritableCatalog {
     }
 
     /// All directories of this catalog from `top` down, each before its sub-directories.
-    fn directories(&self, top: &RepoPath, mount: Mount) -> Result<Vec<Directory>> {
+    pub(crate) fn directories(&self, top: &RepoPath, mount: Mount) -> Result<Vec<Directory>> {
         let mounted = |mount| matches!(mount, Mount::Mountpoint | Mount::Bind);
         let mut found = vec![Directory { path: top.clone(), mounted: mounted(mount) }];
         let mut next = 0;
         while let Some(Directory { path, mounted }) = found.get(next) {
             if !mounted {
                 let key = path.path_hash();
-                let sql = "SELECT name, flags FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 AND flags & 1 ORDER BY name";
-                let children = self.database.query(sql, (key.first, key.second), |row| {
-                    Ok((bytes(row, 0)?.to_vec(), row.get::<_, u32>(1)?))
-                })?;
+                let sql =
+                    "SELECT name, flags FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 AND flags & 1 ORDER BY name";
+                let children = self
+                    .database
+                    .query(sql, (key.first, key.second), |row| Ok((bytes(row, 0)?.to_vec(), row.get::<_, u32>(1)?)))?;
                 let path = path.clone();
                 for (name, flags) in children {
                     let mounted = flags & (flag::MOUNTPOINT | flag::BIND) != 0;
@@ -84,7 +86,7 @@ impl WritableCatalog {
         let mut child = Self::create(path.clone(), scratch)?;
         let mut root: Row = row;
         root.entry.kind = EntryKind::Directory(Mount::Root);
-        child.put(&root)?;
+        child.add(&root)?;
         self.set_mount(path, Mount::Mountpoint)?;
         let directories = self.directories(path, Mount::Plain)?;
         if directories.len() == 1 && self.names(path)?.is_empty() {
@@ -126,7 +128,9 @@ impl WritableCatalog {
             let path = directory.path.to_catalog_text();
             for table in ["nested_catalogs", "bind_mountpoints"] {
                 let columns = "path, sha1, size";
-                let copy = format!("INSERT OR REPLACE INTO {to}.{table} ({columns}) SELECT {columns} FROM {from}.{table} WHERE path = ?1");
+                let copy = format!(
+                    "INSERT OR REPLACE INTO {to}.{table} ({columns}) SELECT {columns} FROM {from}.{table} WHERE path = ?1"
+                );
                 self.database.execute(&copy, [Text(&path)])?;
                 self.database.execute(&format!("DELETE FROM {from}.{table} WHERE path = ?1"), [Text(&path)])?;
             }
@@ -135,7 +139,9 @@ impl WritableCatalog {
         let key = directory.path.path_hash();
         let key = (key.first, key.second);
         let below = "parent_1 = ?1 AND parent_2 = ?2";
-        let chunked = format!("(md5path_1, md5path_2) IN (SELECT md5path_1, md5path_2 FROM {from}.catalog WHERE {below} AND flags & 64)");
+        let chunked = format!(
+            "(md5path_1, md5path_2) IN (SELECT md5path_1, md5path_2 FROM {from}.catalog WHERE {below} AND flags & 64)"
+        );
         let rows = format!("INSERT INTO {to}.catalog ({COLUMNS}) {select} WHERE {below} ORDER BY rowid");
         self.database.execute(&rows, key)?;
         self.database.execute(&format!("INSERT INTO {to}.chunks SELECT * FROM {from}.chunks WHERE {chunked}"), key)?;
@@ -158,16 +164,6 @@ impl WritableCatalog {
         self.database.batch("DETACH DATABASE child; BEGIN;")?;
         child.database.batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN;")
     }
-
-    /// Whether a nested catalog is registered at `path`.
-    pub fn has_nested(&self, path: &RepoPath) -> Result<bool> {
-        Ok(self.nested_at(path)?.is_some())
-    }
-
-    /// Registers a nested catalog that has no object yet, so that lookups find the mountpoint.
-    pub fn announce_nested(&mut self, path: &RepoPath, placeholder: crate::hash::ContentHash) -> Result<()> {
-        self.set_nested(&Nested { path: path.clone(), hash: placeholder, size: None })
-    }
 }
 
 /// All columns of `catalog`.
@@ -176,7 +172,7 @@ const COLUMNS: &str = "md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Catalog, writable::Finish};
+    use crate::catalog::{Catalog, Nested, writable::Finish};
     use crate::clock::UnixSeconds;
     use crate::compression::Compression;
     use crate::entry::{Chunk, Entry, FileContent, FileObjects, Hardlinks, Mtime};
@@ -219,7 +215,7 @@ mod tests {
             ("a/b/n", Entry { kind: EntryKind::Directory(Mount::Mountpoint), ..directory() }),
             ("a/other", file(b"other")),
         ] {
-            catalog.put(&Row::new(&path(at), entry)).unwrap();
+            catalog.add(&Row::new(&path(at), entry)).unwrap();
         }
         for name in ["a/b/one", "a/b/two"] {
             catalog.set_hardlinks(&path(name), Hardlinks { group: 1, count: 2 }).unwrap();
@@ -290,7 +286,8 @@ mod tests {
         let left: Vec<String> = all_rows(&catalog, "").into_iter().map(|(at, _)| at).collect();
         assert_eq!(left, ["/a", "/a/other"]);
         assert_eq!(catalog.nested().unwrap(), []);
-        let chunks: Option<i64> = catalog.database.query_one("SELECT count(*) FROM chunks", [], |row| row.get(0)).unwrap();
+        let chunks: Option<i64> =
+            catalog.database.query_one("SELECT count(*) FROM chunks", [], |row| row.get(0)).unwrap();
         assert_eq!(chunks, Some(0));
     }
 
@@ -300,10 +297,14 @@ mod tests {
         let catalog = sample(scratch.path());
         let before = all_rows(&catalog, "");
         let previous = ContentHash::null(Algorithm::Sha1);
-        let finish = Finish { now: UnixSeconds(9), previous, subtree: super::super::Counters::default(), revision: None };
+        let finish =
+            Finish { now: UnixSeconds(9), previous, subtree: super::super::Counters::default(), revision: None };
         let finished = catalog.finish(&finish).unwrap();
         let read = Catalog::open(&finished.file).unwrap();
-        assert_eq!((read.revision().unwrap(), read.last_modified().unwrap(), read.previous().unwrap()), (1, UnixSeconds(9), None));
+        assert_eq!(
+            (read.revision().unwrap(), read.last_modified().unwrap(), read.previous().unwrap()),
+            (1, UnixSeconds(9), None)
+        );
         assert_eq!(read.statistics().unwrap(), finished.statistics);
         let own = finished.statistics.own;
         assert_eq!((own.regular, own.directory, own.chunked, own.chunks), (5, 5, 1, 2));
@@ -313,6 +314,9 @@ mod tests {
         }
         // The layout that the reference's own SQLite writes.
         let header = std::fs::read(&finished.file).unwrap();
-        assert_eq!((&header[..16], &header[16..18], &header[18..20]), (&b"SQLite format 3\0"[..], &[4, 0][..], &[1, 1][..]));
+        assert_eq!(
+            (&header[..16], &header[16..18], &header[18..20]),
+            (&b"SQLite format 3\0"[..], &[4, 0][..], &[1, 1][..])
+        );
     }
 }

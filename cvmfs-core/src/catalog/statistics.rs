@@ -1,5 +1,6 @@
 //! The counters of a catalog: of itself, and of all catalogs below it.
 
+use std::fmt;
 use std::ops::{Add, AddAssign};
 
 use crate::database::Database;
@@ -110,6 +111,12 @@ impl Counters {
         }
     }
 
+    /// Reads what [`Display`](fmt::Display) prints.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let values: Vec<u64> = text.split(' ').map(str::parse).collect::<std::result::Result<_, _>>().ok()?;
+        values.try_into().ok().map(Self::from_array)
+    }
+
     /// Counts the rows of a catalog.
     pub(crate) fn recount(database: &Database) -> Result<Self> {
         let sql = "SELECT
@@ -128,6 +135,14 @@ impl Counters {
         })?;
         let values = values.unwrap_or_default().map(|value| u64::try_from(value).unwrap_or(0));
         Ok(Self::from_array(values))
+    }
+}
+
+impl fmt::Display for Counters {
+    /// Prints the numbers in the order of the fields.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = self.to_array().map(|number| number.to_string());
+        f.write_str(&numbers.join(" "))
     }
 }
 
@@ -180,8 +195,9 @@ impl Statistics {
             for (value, name) in values.iter_mut().zip(NAMES) {
                 let key = format!("{prefix}{name}");
                 *value = match rows.iter().find(|(counter, _)| *counter == key) {
-                    Some((_, number)) => u64::try_from(*number)
-                        .map_err(|_| Error::malformed(database.what(), format!("counter {key} is negative: {number}")))?,
+                    Some((_, number)) => u64::try_from(*number).map_err(|_| {
+                        Error::malformed(database.what(), format!("counter {key} is negative: {number}"))
+                    })?,
                     None if OPTIONAL.contains(&name) => 0,
                     None => return Err(Error::malformed(database.what(), format!("counter {key} is missing"))),
                 };

@@ -11,7 +11,7 @@ use crate::clock::UnixSeconds;
 use crate::database::{Database, Text};
 use crate::entry::{Chunk, EntryKind, FileContent, FileObjects, Mount, flag};
 use crate::error::{Error, Result};
-use crate::hash::{Algorithm, ContentHash, ObjectId};
+use crate::hash::{ContentHash, ObjectId};
 use crate::path::{PathHash, RepoPath};
 use crate::storage::ReadStore;
 
@@ -129,21 +129,31 @@ impl WritableCatalog {
         Ok(count.unwrap_or(0).unsigned_abs())
     }
 
-    /// Adds an entry, or changes it where it stands: the row id, and with it the client's inode, stays.
-    pub fn put(&mut self, row: &Row) -> Result<()> {
-        self.changed = true;
+    /// Adds an entry at a path that has none.
+    pub fn add(&mut self, row: &Row) -> Result<()> {
+        let sql = "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
+                   flags, name, symlink, uid, gid, xattr) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+        self.write(sql, row)
+    }
+
+    /// Changes an entry where it stands: the row id, and with it the client's inode, stays.
+    pub fn replace(&mut self, row: &Row) -> Result<()> {
         self.delete_chunks(row.path)?;
+        let sql = "UPDATE catalog SET parent_1 = ?3, parent_2 = ?4, hardlinks = ?5, hash = ?6, size = ?7, mode = ?8, mtime = ?9, \
+                   mtimens = ?10, flags = ?11, name = ?12, symlink = ?13, uid = ?14, gid = ?15, xattr = ?16 \
+                   WHERE md5path_1 = ?1 AND md5path_2 = ?2";
+        self.write(sql, row)
+    }
+
+    fn write(&mut self, sql: &str, row: &Row) -> Result<()> {
+        self.changed = true;
         let entry = &row.entry;
         let target: &[u8] = match &entry.kind {
             EntryKind::Symlink { target } => target,
             _ => b"",
         };
         let hash = entry.hash_column();
-        let sql = "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, \
-                   flags, name, symlink, uid, gid, xattr) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
-                   ON CONFLICT (md5path_1, md5path_2) DO UPDATE SET hardlinks = ?5, hash = ?6, size = ?7, mode = ?8, \
-                   mtime = ?9, mtimens = ?10, flags = ?11, symlink = ?13, uid = ?14, gid = ?15, xattr = ?16";
         self.database.execute(
             sql,
             rusqlite::params![
@@ -181,7 +191,8 @@ impl WritableCatalog {
     }
 
     fn delete_chunks(&self, path: PathHash) -> Result<()> {
-        self.database.execute("DELETE FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2", (path.first, path.second))?;
+        self.database
+            .execute("DELETE FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2", (path.first, path.second))?;
         Ok(())
     }
 
@@ -218,7 +229,8 @@ impl WritableCatalog {
 
     /// A number for a new group of hard links.
     pub fn next_hardlink_group(&self) -> Result<u32> {
-        let largest: Option<Option<i64>> = self.database.query_one("SELECT max(hardlinks) >> 32 FROM catalog", [], |row| row.get(0))?;
+        let largest: Option<Option<i64>> =
+            self.database.query_one("SELECT max(hardlinks) >> 32 FROM catalog", [], |row| row.get(0))?;
         u32::try_from(largest.flatten().unwrap_or(0) + 1)
             .map_err(|_| Error::malformed(self.database.what(), "no number is left for another group of hard links"))
     }
@@ -279,19 +291,6 @@ impl WritableCatalog {
             compact(database)?;
         }
         Ok(FinishedCatalog { file: self.database.finish()?, statistics, revision })
-    }
-
-    /// Writes the empty root catalog of a new repository: revision 0, without predecessor.
-    pub fn finish_initial(self, now: UnixSeconds) -> Result<FinishedCatalog> {
-        let statistics = Statistics { own: Counters::recount(&self.database)?, subtree: Counters::default() };
-        statistics.write(&self.database)?;
-        self.database.set_property("last_modified", &now.0)?;
-        Ok(FinishedCatalog { file: self.database.finish()?, statistics, revision: 0 })
-    }
-
-    /// The null hash in the algorithm of a repository.
-    pub const fn no_previous(algorithm: Algorithm) -> ContentHash {
-        ContentHash::null(algorithm)
     }
 }
 

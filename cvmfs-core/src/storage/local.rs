@@ -25,7 +25,11 @@ impl LocalStore {
     /// Uses the storage below `root`, which must exist.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        if root.join("data").is_dir() { Ok(Self { root }) } else { Err(Error::not_found(format!("repository storage {}", root.display()))) }
+        if root.join("data").is_dir() {
+            Ok(Self { root })
+        } else {
+            Err(Error::not_found(format!("repository storage {}", root.display())))
+        }
     }
 
     /// Creates the directories of an empty storage below `root`; fine if some exist.
@@ -214,7 +218,11 @@ fn sync_directory(path: &Path) -> Result<()> {
 }
 
 fn not_found_or_io(path: &Path, error: io::Error) -> Error {
-    if error.kind() == ErrorKind::NotFound { Error::not_found(path.display().to_string()) } else { Error::io(path, error) }
+    if error.kind() == ErrorKind::NotFound {
+        Error::not_found(path.display().to_string())
+    } else {
+        Error::io(path, error)
+    }
 }
 
 #[cfg(test)]

@@ -178,7 +178,8 @@ impl Certificate {
             let certificate = X509::from_pem(&pem)?;
             Ok((certificate.to_der()?, certificate.public_key()?.rsa()?))
         };
-        let (der, key) = parse().map_err(|error| Error::crypto(format!("{what}: not a certificate with an RSA key"), error))?;
+        let (der, key) =
+            parse().map_err(|error| Error::crypto(format!("{what}: not a certificate with an RSA key"), error))?;
         Ok(Self { pem, der, key: PublicKey(key) })
     }
 

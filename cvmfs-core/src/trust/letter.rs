@@ -46,7 +46,11 @@ impl Letter {
             .map_err(|_| Error::malformed(what, "the line after `--` is not a content hash"))?;
         let actual = hash.algorithm().hash(&text);
         if actual != hash {
-            return Err(Error::HashMismatch { what: what.into(), expected: hash.to_string(), actual: actual.to_string() });
+            return Err(Error::HashMismatch {
+                what: what.into(),
+                expected: hash.to_string(),
+                actual: actual.to_string(),
+            });
         }
         Ok(Self { text, hash, signature: rest[end + 1..].to_vec() })
     }

@@ -53,7 +53,10 @@ impl Whitelist {
             return Ok(());
         }
         let fingerprint = certificate.fingerprint(Algorithm::Sha1);
-        Err(Error::untrusted(format!("certificate {fingerprint}"), format!("the whitelist of {} does not list it", self.name)))
+        Err(Error::untrusted(
+            format!("certificate {fingerprint}"),
+            format!("the whitelist of {} does not list it", self.name),
+        ))
     }
 }
 
@@ -67,7 +70,8 @@ impl SignedWhitelist {
         let letter = Letter::parse("whitelist", bytes)?;
         let text = std::str::from_utf8(letter.text()).map_err(|_| malformed("not text"))?;
         let mut lines = text.lines();
-        let issued = lines.next().and_then(UnixSeconds::parse_compact).ok_or_else(|| malformed("line 1 is no time stamp"))?;
+        let issued =
+            lines.next().and_then(UnixSeconds::parse_compact).ok_or_else(|| malformed("line 1 is no time stamp"))?;
         let expires = lines
             .next()
             .and_then(|line| line.strip_prefix('E'))

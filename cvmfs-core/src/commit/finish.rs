@@ -1,0 +1,127 @@
+//! Finished catalogs on their way into the storage, several at a time.
+
+use std::fs::{self, File};
+use std::io;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::catalog::{Counters, FinishedCatalog, Nested};
+use crate::compression::{CompressingWriter, Compressor, Effort};
+use crate::error::{Error, IoContext as _, Result};
+use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
+use crate::object::{ObjectWriter, StoredObject};
+use crate::path::RepoPath;
+use crate::storage::WriteStore;
+
+/// Databases larger than this are deflated as a stream instead of whole in memory.
+const WHOLE_FILE_MAX: u64 = 32 << 20;
+
+/// Stores catalogs and other databases in parallel.
+#[derive(Debug)]
+pub(super) struct Finisher {
+    store: Arc<dyn WriteStore>,
+    algorithm: Algorithm,
+    effort: Effort,
+    pool: rayon::ThreadPool,
+    compressors: Arc<Mutex<Vec<Compressor>>>,
+}
+
+/// A catalog that is stored.
+#[derive(Debug, Clone)]
+pub(super) struct StoredCatalog {
+    pub(super) nested: Nested,
+    /// Bytes of the database, uncompressed.
+    pub(super) size: u64,
+    pub(super) stored_size: u64,
+    pub(super) revision: u64,
+    pub(super) total: Counters,
+}
+
+/// A catalog that is being stored.
+#[derive(Debug)]
+pub(super) struct StoringCatalog {
+    pub(super) path: RepoPath,
+    result: Receiver<Result<StoredCatalog>>,
+}
+
+impl StoringCatalog {
+    /// Waits for the end of it.
+    pub(super) fn wait(self) -> Result<StoredCatalog> {
+        // A worker that panics drops its end of the channel.
+        self.result
+            .recv()
+            .unwrap_or_else(|_| Err(Error::malformed(format!("catalog {}", self.path), "its worker died")))
+    }
+}
+
+impl Finisher {
+    /// Prepares `threads` workers; 0 for one a core.
+    pub(super) fn new(
+        store: Arc<dyn WriteStore>,
+        algorithm: Algorithm,
+        effort: Effort,
+        threads: usize,
+    ) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|error| Error::invalid("threads", error.to_string()))?;
+        Ok(Self { store, algorithm, effort, pool, compressors: Arc::default() })
+    }
+
+    /// Begins to store a catalog.
+    pub(super) fn store(&self, path: RepoPath, finished: FinishedCatalog) -> StoringCatalog {
+        let (sender, result) = sync_channel(1);
+        let (store, compressors) = (Arc::clone(&self.store), Arc::clone(&self.compressors));
+        let (algorithm, effort, mount) = (self.algorithm, self.effort, path.clone());
+        self.pool.spawn(move || {
+            let idle = compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
+            let stored =
+                store_database(&*store, &finished.file, ObjectKind::Catalog, algorithm, &mut compressor, effort.level);
+            compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+            let stored = stored.map(|StoredDatabase { hash, size, stored_size }| StoredCatalog {
+                nested: Nested { path: mount, hash, size: Some(size) },
+                size,
+                stored_size,
+                revision: finished.revision,
+                total: finished.statistics.total(),
+            });
+            // Nobody waits any more if the commit failed elsewhere.
+            let _ = sender.send(stored);
+        });
+        StoringCatalog { path, result }
+    }
+}
+
+/// A database object in the storage.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoredDatabase {
+    pub(super) hash: ContentHash,
+    /// Bytes of the database, uncompressed.
+    pub(super) size: u64,
+    pub(super) stored_size: u64,
+}
+
+/// Deflates, hashes and stores a database file; always zlib, whatever the repository's compression.
+pub(super) fn store_database(
+    store: &dyn WriteStore,
+    file: &std::path::Path,
+    kind: ObjectKind,
+    algorithm: Algorithm,
+    compressor: &mut Compressor,
+    level: u8,
+) -> Result<StoredDatabase> {
+    let size = fs::metadata(file).at(file)?.len();
+    if size <= WHOLE_FILE_MAX {
+        let stored = compressor.compress(&fs::read(file).at(file)?);
+        let id = ObjectId::of(algorithm, kind, &stored);
+        store.put(&id, &stored)?;
+        return Ok(StoredDatabase { hash: id.hash, size, stored_size: stored.len() as u64 });
+    }
+    let mut writer = CompressingWriter::new(ObjectWriter::new(store, algorithm)?, level);
+    let mut source = File::open(file).at(file)?;
+    let writer = io::copy(&mut source, &mut writer).and_then(|_| writer.finish()).at(file)?;
+    let StoredObject { id, stored_size, .. } = writer.finish(kind)?;
+    Ok(StoredDatabase { hash: id.hash, size, stored_size })
+}

@@ -1,0 +1,211 @@
+//! What a change set needs before it can be applied to the head: conflicts looked for, links resolved, markers added.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::catalog::{MARKER, Row};
+use crate::change::Metadata;
+use crate::changeset::{ChangeSet, Op, Pending};
+use crate::clock::UnixSeconds;
+use crate::dirtab::{self, Dirtab};
+use crate::entry::{Entry, EntryKind, FileContent, Mount, Mtime};
+use crate::error::{Error, Result};
+use crate::object::read_error;
+use crate::path::RepoPath;
+use crate::tree::Tree;
+use crate::xattr::Xattrs;
+
+/// Largest `.cvmfsdirtab` that is read, in bytes.
+const DIRTAB_MAX: u64 = 1 << 20;
+
+/// Finds paths that the change set touches and that another commit changed since the change set's maker looked.
+///
+/// # Errors
+/// `Conflict` naming the first such path.
+pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut Tree) -> Result<()> {
+    changes.for_each(|Pending { path, op, cleared, .. }| {
+        let (before, now) = (base.find(&path)?, head.find(&path)?);
+        let is_directory = |row: &Option<Row>| row.as_ref().is_some_and(|row| row.entry.is_directory());
+        let differs = match op {
+            Op::Ensure(_) if !cleared => is_directory(&before) && !is_directory(&now),
+            Op::Put(_) | Op::LinkToExisting(_) if !is_directory(&before) => !same_row(before.as_ref(), now.as_ref()),
+            Op::Put(ref entry) if entry.is_directory() && !cleared => !same_row(before.as_ref(), now.as_ref()),
+            // The whole tree below goes: what somebody put there meanwhile must not go with it.
+            _ => !same_tree(&path, base, head)?,
+        };
+        // Two publishers that put the very same thing agree.
+        let agrees = matches!((&op, &now), (Op::Put(entry), Some(row)) if row.entry == *entry)
+            || matches!((&op, &now), (Op::Remove, None));
+        if differs && !agrees {
+            return Err(Error::conflict(
+                path.to_string(),
+                "another commit changed it meanwhile; run again to apply to the new head",
+            ));
+        }
+        Ok(())
+    })
+}
+
+fn same_row(before: Option<&Row>, now: Option<&Row>) -> bool {
+    match (before, now) {
+        (None, None) => true,
+        (Some(before), Some(now)) => match (&before.entry.kind, &now.entry.kind) {
+            (EntryKind::Directory(_), EntryKind::Directory(_)) => {
+                Entry { kind: now.entry.kind.clone(), ..before.entry.clone() } == now.entry
+            }
+            _ => before.entry == now.entry,
+        },
+        _ => false,
+    }
+}
+
+fn same_tree(top: &RepoPath, base: &mut Tree, head: &mut Tree) -> Result<bool> {
+    let (before, now) = (base.find(top)?, head.find(top)?);
+    if !same_row(before.as_ref(), now.as_ref()) {
+        return Ok(false);
+    }
+    if !now.is_some_and(|row| row.entry.is_directory()) {
+        return Ok(true);
+    }
+    let (before, now) = (base.list(top)?, head.list(top)?);
+    if before.len() != now.len() {
+        return Ok(false);
+    }
+    for (before, now) in before.iter().zip(&now) {
+        if before.name != now.name || !same_tree(&top.child(&now.name)?, base, head)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Replaces links to entries of the repository by the entries themselves, as names of one file.
+///
+/// # Errors
+/// `InvalidInput` if a target does not exist or is a directory.
+pub(super) fn resolve_links(changes: &mut ChangeSet, head: &mut Tree) -> Result<()> {
+    let mut links: BTreeMap<RepoPath, Vec<RepoPath>> = BTreeMap::new();
+    changes.for_each(|pending| {
+        if let Op::LinkToExisting(target) = pending.op {
+            links.entry(target).or_default().push(pending.path);
+        }
+        Ok(())
+    })?;
+    for (target, paths) in links {
+        let place = || paths.first().map_or_else(String::new, ToString::to_string);
+        let row = head.find(&target)?;
+        let row = row.ok_or_else(|| Error::invalid(place(), format!("hard link to {target}, which does not exist")))?;
+        if row.entry.is_directory() {
+            return Err(Error::invalid(place(), format!("hard link to the directory {target}")));
+        }
+        let mut names: BTreeSet<RepoPath> = paths.iter().cloned().collect();
+        if let Some(directory) =
+            target.parent().filter(|directory| paths.iter().any(|path| path.parent().as_ref() == Some(directory)))
+        {
+            // The target and its other names in the directory become members of the same group.
+            for sibling in head.list(&directory)? {
+                let path = directory.child(&sibling.name)?;
+                let is_member =
+                    path == target || (row.hardlinks.group != 0 && sibling.hardlinks.group == row.hardlinks.group);
+                if is_member && changes.get(&path)?.is_none() {
+                    names.insert(path);
+                }
+            }
+        }
+        changes.put_linked(&names, &row.entry)?;
+    }
+    Ok(())
+}
+
+/// Adds the catalog markers that `.cvmfsdirtab` asks for: in the directories of the change set, and in the whole tree
+/// if the rules themselves change. `marker` is the content of an empty file.
+pub(super) fn apply_dirtab(
+    changes: &mut ChangeSet,
+    head: &mut Tree,
+    marker: &EntryKind,
+    now: UnixSeconds,
+) -> Result<()> {
+    let path = RepoPath::root().child(dirtab::NAME)?;
+    let old = head.find(&path)?.map(|row| row.entry);
+    let new = match changes.get(&path)?.map(|pending| pending.op) {
+        Some(Op::Put(entry)) => Some(entry),
+        Some(Op::Remove) => None,
+        _ => old.clone(),
+    };
+    let Some(Entry { kind: EntryKind::File(file), .. }) = &new else { return Ok(()) };
+    let rules = Dirtab::parse(&read_small_file(head, &path, file)?)?;
+    let mut wanted = BTreeMap::new();
+    changes.for_each(|pending| {
+        if let Op::Put(entry) | Op::Ensure(entry) = pending.op
+            && entry.is_directory()
+            && rules.matches(&pending.path)
+        {
+            wanted.insert(pending.path, entry);
+        }
+        Ok(())
+    })?;
+    if old != new {
+        find_matches(&rules, RepoPath::root(), changes, head, &mut wanted)?;
+    }
+    for (directory, entry) in wanted {
+        let at = directory.child(MARKER)?;
+        let exists = match changes.get(&at)? {
+            Some(pending) => !matches!(pending.op, Op::Remove),
+            None => head.find(&at)?.is_some() && !goes(&at, changes)?,
+        };
+        if !exists {
+            let mtime = Mtime::seconds(now.0);
+            let metadata =
+                Metadata { permissions: 0o644, uid: entry.uid, gid: entry.gid, mtime, xattrs: Xattrs::new() };
+            changes.put(&at, &metadata.into_entry(marker.clone()))?;
+        }
+    }
+    Ok(())
+}
+
+fn find_matches(
+    rules: &Dirtab,
+    directory: RepoPath,
+    changes: &ChangeSet,
+    head: &mut Tree,
+    wanted: &mut BTreeMap<RepoPath, Entry>,
+) -> Result<()> {
+    for row in head.list(&directory)? {
+        let path = directory.child(&row.name)?;
+        let is_plain = !matches!(row.entry.kind, EntryKind::Directory(Mount::Bind)) && row.entry.is_directory();
+        if !is_plain || goes(&path, changes)? {
+            continue;
+        }
+        if rules.matches(&path) {
+            wanted.entry(path.clone()).or_insert_with(|| row.entry.clone());
+        }
+        if rules.may_match_below(&path) {
+            find_matches(rules, path, changes, head, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the change set removes or replaces a path of the repository, or a directory above it.
+fn goes(path: &RepoPath, changes: &ChangeSet) -> Result<bool> {
+    let mut places = path.ancestors();
+    places.push(path.clone());
+    for place in places {
+        match changes.get(&place)? {
+            Some(Pending { op: Op::Remove | Op::LinkToExisting(_), .. }) => return Ok(true),
+            Some(Pending { op: Op::Put(entry), .. }) if !entry.is_directory() => return Ok(true),
+            Some(Pending { cleared: true, .. }) if place != *path => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+fn read_small_file(tree: &Tree, path: &RepoPath, file: &FileContent) -> Result<Vec<u8>> {
+    if file.size > DIRTAB_MAX {
+        return Err(Error::invalid(path.to_string(), format!("larger than {DIRTAB_MAX} bytes")));
+    }
+    let mut content = Vec::new();
+    let mut reader = tree.open_file(path, file)?;
+    std::io::Read::read_to_end(&mut reader, &mut content).map_err(|error| read_error(&path.to_string(), error))?;
+    Ok(content)
+}

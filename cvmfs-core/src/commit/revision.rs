@@ -1,0 +1,179 @@
+//! The last steps of every change: tags, reflog, signature, and the swap of the manifest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Publisher;
+use super::finish::store_database;
+use crate::clock::UnixSeconds;
+use crate::compression::{self, Compressor, Effort};
+use crate::error::{Error, IoContext as _, Result};
+use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
+use crate::history::{History, Tag};
+use crate::manifest::{DEFAULT_TTL, Manifest};
+use crate::reflog::Reflog;
+use crate::storage::{NamedFile, WriteStore};
+
+/// A root catalog in the storage, about to become the head.
+#[derive(Debug, Clone)]
+pub struct NewRoot {
+    /// Its hash.
+    pub hash: ContentHash,
+    /// Bytes of its database, uncompressed.
+    pub size: u64,
+    /// Its revision.
+    pub revision: u64,
+    /// When it was written.
+    pub now: UnixSeconds,
+}
+
+impl NewRoot {
+    /// The tag that names this root.
+    pub fn tag(&self, name: String, description: String) -> Tag {
+        let Self { hash, size, revision, now } = *self;
+        Tag { name, root: hash, revision, timestamp: now, description, root_size: size, branch: String::new() }
+    }
+}
+
+impl Publisher {
+    /// Makes a stored root catalog the head of the repository.
+    ///
+    /// 1. tags: `edit_tags` may change them; the new history object is stored;
+    /// 2. certificate and meta info are stored;
+    /// 3. everything so far is made durable;
+    /// 4. reflog and its checksum;
+    /// 5. the manifest is signed and replaced.
+    ///
+    /// `head` is the manifest that the new one replaces; `None` for the first.
+    pub fn publish_root(
+        &self,
+        head: Option<&Manifest>,
+        root: &NewRoot,
+        metainfo: Option<ObjectId>,
+        edit_tags: impl FnOnce(&mut History) -> Result<()>,
+    ) -> Result<Manifest> {
+        let algorithm = root.hash.algorithm();
+        let history = self.store_history(head, algorithm, edit_tags)?;
+        let certificate = store_stock(&*self.store, algorithm, ObjectKind::Certificate, self.keys.certificate.pem())?;
+        for id in [ObjectId::catalog(root.hash), certificate, ObjectId::new(history, ObjectKind::History)] {
+            self.place_shortcut(&id)?;
+        }
+        self.store.flush()?;
+
+        let named = [
+            Some(ObjectId::catalog(root.hash)),
+            Some(certificate),
+            Some(ObjectId::new(history, ObjectKind::History)),
+            metainfo,
+        ];
+        let reflog_checksum = self.add_to_reflog(head, algorithm, root.now, named.into_iter().flatten())?;
+
+        let manifest = Manifest {
+            root_catalog: root.hash,
+            root_catalog_size: Some(root.size),
+            ttl: self.config.ttl.or(head.map(|head| head.ttl)).unwrap_or(DEFAULT_TTL),
+            revision: root.revision,
+            garbage_collectable: self.config.garbage_collectable,
+            shortcuts: self.config.shortcuts,
+            name: self.config.name.clone(),
+            certificate: certificate.hash,
+            history: Some(history),
+            timestamp: Some(root.now),
+            metainfo: metainfo.map(|id| id.hash),
+            reflog_checksum: Some(reflog_checksum),
+        };
+        self.store.write(NamedFile::Manifest, manifest.sign(&self.keys.key)?.bytes())?;
+        Ok(manifest)
+    }
+
+    fn store_history(
+        &self,
+        head: Option<&Manifest>,
+        algorithm: Algorithm,
+        edit_tags: impl FnOnce(&mut History) -> Result<()>,
+    ) -> Result<ContentHash> {
+        let scratch = self.scratch()?;
+        let previous = head.and_then(|head| head.history);
+        let mut history = match previous {
+            Some(hash) => History::fetch_writable(&*self.read_store(), hash, &self.config.name, &scratch)?,
+            None => History::create(&self.config.name, &scratch)?,
+        };
+        edit_tags(&mut history)?;
+        let file = history.finish(previous.unwrap_or(ContentHash::null(algorithm)))?;
+        let effort = Effort::default();
+        let mut compressor = Compressor::new(effort);
+        Ok(store_database(&*self.store, &file, ObjectKind::History, algorithm, &mut compressor, effort.level)?.hash)
+    }
+
+    fn place_shortcut(&self, id: &ObjectId) -> Result<()> {
+        if self.config.shortcuts { self.store.put_shortcut(id) } else { Ok(()) }
+    }
+
+    /// Adds objects to the reflog and returns its new checksum.
+    ///
+    /// The intended checksum is noted beside the old one first, so that a crash between the two writes leaves a reflog
+    /// that matches one of them.
+    fn add_to_reflog(
+        &self,
+        head: Option<&Manifest>,
+        algorithm: Algorithm,
+        now: UnixSeconds,
+        objects: impl Iterator<Item = ObjectId>,
+    ) -> Result<ContentHash> {
+        let mut reflog = self.open_reflog(head)?;
+        for id in objects {
+            reflog.add(&id, now)?;
+        }
+        let bytes = reflog.into_bytes()?;
+        let checksum = algorithm.hash(&bytes);
+        let (current, intended) = self.checksum_files();
+        fs::write(&intended, checksum.to_string()).at(&intended)?;
+        self.store.write(NamedFile::Reflog, &bytes)?;
+        fs::rename(&intended, &current).at(&current)?;
+        Ok(checksum)
+    }
+
+    /// Opens the reflog if it is the one that we or the reference wrote last.
+    ///
+    /// # Errors
+    /// `HashMismatch` if it matches no checksum, `NotFound` if it should be there and is not.
+    fn open_reflog(&self, head: Option<&Manifest>) -> Result<Reflog> {
+        let (current, intended) = self.checksum_files();
+        let mut accepted: Vec<ContentHash> =
+            [current, intended].iter().filter_map(|file| read_checksum(file)).collect();
+        accepted.extend(head.and_then(|head| head.reflog_checksum));
+        let key = NamedFile::Reflog.into();
+        match self.store.read(&key) {
+            Ok(bytes) => {
+                let matches = |checksum: &&ContentHash| checksum.algorithm().hash(&bytes) == **checksum;
+                if accepted.iter().any(|checksum| matches(&checksum)) {
+                    return Reflog::open(&bytes, &self.config.name, &self.scratch()?);
+                }
+                let expected = accepted.first().map_or_else(|| "a checksum file".into(), ToString::to_string);
+                let actual = accepted.first().map_or(Algorithm::Sha1, ContentHash::algorithm).hash(&bytes).to_string();
+                Err(Error::HashMismatch { what: format!("reflog {}", self.store.describe(&key)), expected, actual })
+            }
+            // A repository from before reflogs, or a new one.
+            Err(error) if error.is_not_found() && accepted.is_empty() => {
+                Reflog::create(&self.config.name, &self.scratch()?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn checksum_files(&self) -> (PathBuf, PathBuf) {
+        (self.config.spool.join("reflog.chksum"), self.config.spool.join("reflog.chksum.new"))
+    }
+}
+
+fn read_checksum(file: &Path) -> Option<ContentHash> {
+    fs::read_to_string(file).ok()?.lines().next()?.trim().parse().ok()
+}
+
+/// Stores an object that must have exactly the bytes of stock zlib.
+pub fn store_stock(store: &dyn WriteStore, algorithm: Algorithm, kind: ObjectKind, plain: &[u8]) -> Result<ObjectId> {
+    let stored = compression::stock_zlib(plain);
+    let id = ObjectId::of(algorithm, kind, &stored);
+    store.put(&id, &stored)?;
+    Ok(id)
+}

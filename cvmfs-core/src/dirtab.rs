@@ -1,0 +1,190 @@
+//! The file `/.cvmfsdirtab`: rules for which directories are nested catalogs.
+//!
+//! ```text
+//! # comment
+//! /software/*/*        each second-level directory
+//! ! */tmp              but none of that name
+//! ```
+//!
+//! A positive rule is an absolute path in which `*` and `?` stay within one component; in a negative rule they also
+//! cross slashes. `\` takes the special meaning from `*`, `?` and `\`.
+//!
+//! Source: `cvmfs/path_filters/dirtab.cc`, `cvmfs/pathspec/pathspec_pattern.cc`.
+
+use crate::error::{Error, Result};
+use crate::path::{RepoPath, display};
+
+/// Name of the file.
+pub const NAME: &[u8] = b".cvmfsdirtab";
+
+/// Parsed rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dirtab {
+    positive: Vec<Vec<Pattern>>,
+    negative: Vec<Pattern>,
+}
+
+/// A glob pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern(Vec<Token>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Byte(u8),
+    One,
+    Any,
+}
+
+impl Dirtab {
+    /// Parses the file.
+    ///
+    /// # Errors
+    /// `InvalidInput` naming the line, for rules that the reference refuses: a positive rule that is not absolute, a
+    /// backslash before something else, the same rule both ways.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let mut dirtab = Self::default();
+        let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
+        for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
+            let invalid =
+                |reason: &str| Error::invalid(format!(".cvmfsdirtab line {}: {}", number + 1, display(line)), reason);
+            let line = line.trim_ascii();
+            if line.is_empty() || line[0] == b'#' {
+                continue;
+            }
+            let (is_negative, rule) = match line.strip_prefix(b"!") {
+                Some(rule) => (true, rule.trim_ascii()),
+                None => (false, line),
+            };
+            let rule = rule.strip_suffix(b"/").unwrap_or(rule);
+            let pattern = Pattern::parse(rule).ok_or_else(|| invalid("a backslash must be followed by *, ? or \\"))?;
+            if is_negative {
+                unwanted.push(rule.to_vec());
+                dirtab.negative.push(pattern);
+            } else {
+                if line[0] != b'/' {
+                    return Err(invalid("a rule must begin with a slash"));
+                }
+                wanted.push(rule.to_vec());
+                dirtab.positive.push(pattern.components());
+            }
+            if wanted.iter().any(|rule| unwanted.contains(rule)) {
+                return Err(invalid("the same rule is there with and without `!`"));
+            }
+        }
+        Ok(dirtab)
+    }
+
+    /// Whether a directory is to be a nested catalog.
+    pub fn matches(&self, path: &RepoPath) -> bool {
+        !path.is_root() && self.positive.iter().any(|rule| rule_matches(rule, path)) && !self.excludes(path)
+    }
+
+    /// Whether something below a directory could match.
+    pub fn may_match_below(&self, path: &RepoPath) -> bool {
+        let depth = path.components().count();
+        self.positive.iter().any(|rule| rule.len() > depth && rule_matches(&rule[..depth], path))
+    }
+
+    fn excludes(&self, path: &RepoPath) -> bool {
+        let text = path.to_catalog_text();
+        self.negative.iter().any(|pattern| pattern.matches(&text))
+    }
+}
+
+fn rule_matches(rule: &[Pattern], path: &RepoPath) -> bool {
+    rule.len() == path.components().count()
+        && rule.iter().zip(path.components()).all(|(pattern, name)| pattern.matches(name))
+}
+
+impl Pattern {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut tokens = Vec::new();
+        let mut bytes = text.iter();
+        while let Some(&byte) = bytes.next() {
+            tokens.push(match byte {
+                b'*' => Token::Any,
+                b'?' => Token::One,
+                b'\\' => match bytes.next() {
+                    Some(&escaped @ (b'*' | b'?' | b'\\')) => Token::Byte(escaped),
+                    _ => return None,
+                },
+                byte => Token::Byte(byte),
+            });
+        }
+        Some(Self(tokens))
+    }
+
+    /// One pattern a path component.
+    fn components(&self) -> Vec<Self> {
+        let pieces = self.0.split(|token| *token == Token::Byte(b'/'));
+        pieces.filter(|piece| !piece.is_empty()).map(|piece| Self(piece.to_vec())).collect()
+    }
+
+    fn matches(&self, text: &[u8]) -> bool {
+        // On a mismatch only the last `*` can take one byte more.
+        let (mut token, mut at, mut retry) = (0, 0, None);
+        while at < text.len() {
+            match self.0.get(token) {
+                Some(Token::Any) => {
+                    retry = Some((token + 1, at));
+                    token += 1;
+                }
+                Some(Token::One) => (token, at) = (token + 1, at + 1),
+                Some(Token::Byte(byte)) if *byte == text[at] => (token, at) = (token + 1, at + 1),
+                _ => {
+                    let Some((after, taken)) = retry else { return false };
+                    retry = Some((after, taken + 1));
+                    (token, at) = (after, taken + 1);
+                }
+            }
+        }
+        self.0[token..].iter().all(|token| *token == Token::Any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matching(rules: &str, paths: &[&str]) -> Vec<String> {
+        let dirtab = Dirtab::parse(rules.as_bytes()).unwrap();
+        paths.iter().filter(|path| dirtab.matches(&path.parse().unwrap())).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn rules_select_directories() {
+        let paths = ["/", "/a", "/a/b", "/a/b/c", "/a/bb", "/a/.b", "/x/b", "/a*", "/a/tmp", "/a/b/tmp"];
+        for (rules, expected) in [
+            ("", vec![]),
+            ("# nothing\n\n  \n", vec![]),
+            ("/a", vec!["/a"]),
+            ("  /a/  ", vec!["/a"]),
+            ("/*", vec!["/a", "/a*"]),
+            ("/a/*", vec!["/a/b", "/a/bb", "/a/.b", "/a/tmp"]),
+            ("/a/b?", vec!["/a/bb"]),
+            ("/*/b", vec!["/a/b", "/x/b"]),
+            ("/a\\*", vec!["/a*"]),
+            ("/a/*/*", vec!["/a/b/c", "/a/b/tmp"]),
+            ("/a/*\n!/a/b", vec!["/a/bb", "/a/.b", "/a/tmp"]),
+            ("/a/*\n/a/*/*\n! *tmp", vec!["/a/b", "/a/b/c", "/a/bb", "/a/.b"]),
+            ("/*/*\n!/a/*", vec!["/x/b"]),
+        ] {
+            assert_eq!(matching(rules, &paths), expected, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_reference_refuses_is_refused() {
+        for rules in ["relative/path", "/a\\b", "/a\\", "/a\n!/a", "! /a/\n/a"] {
+            assert!(Dirtab::parse(rules.as_bytes()).is_err(), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn only_promising_directories_are_searched() {
+        let dirtab = Dirtab::parse(b"/a/*/c").unwrap();
+        for (path, expected) in [("/", true), ("/a", true), ("/a/x", true), ("/a/x/c", false), ("/b", false)] {
+            assert_eq!(dirtab.may_match_below(&path.parse().unwrap()), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The directory tree of one revision, across its catalogs.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::catalog::{Catalog, Row};
+use crate::entry::{EntryKind, FileContent, Mount};
+use crate::error::{Error, Result};
+use crate::hash::{ContentHash, ObjectId};
+use crate::object;
+use crate::path::RepoPath;
+use crate::storage::ReadStore;
+
+/// Nested catalogs that stay open for the next look-up.
+const OPEN_CATALOGS: usize = 16;
+
+/// A revision's tree; catalogs are fetched as they are needed.
+#[derive(Debug)]
+pub struct Tree {
+    store: Arc<dyn ReadStore>,
+    scratch: PathBuf,
+    root: ContentHash,
+    /// Most recently used first.
+    open: Vec<(ContentHash, RepoPath, Arc<Catalog>)>,
+}
+
+impl Tree {
+    /// The tree below a root catalog; `scratch` is a directory for inflated catalogs.
+    pub fn new(store: Arc<dyn ReadStore>, root: ContentHash, scratch: &Path) -> Self {
+        Self { store, scratch: scratch.to_owned(), root, open: Vec::new() }
+    }
+
+    /// The hash of the root catalog.
+    pub fn root(&self) -> ContentHash {
+        self.root
+    }
+
+    /// The root catalog.
+    pub fn root_catalog(&mut self) -> Result<Arc<Catalog>> {
+        self.catalog(self.root, &RepoPath::root())
+    }
+
+    /// Opens a catalog of the tree, or takes one that is open.
+    ///
+    /// # Errors
+    /// Also `Malformed` if the catalog is for another place in the tree.
+    fn catalog(&mut self, hash: ContentHash, mount: &RepoPath) -> Result<Arc<Catalog>> {
+        let entry = match self.open.iter().position(|(open, at, _)| *open == hash && at == mount) {
+            Some(index) => self.open.remove(index),
+            None => {
+                let catalog = Catalog::fetch(&*self.store, hash, &self.scratch)?;
+                let root = catalog.root()?;
+                if root != *mount {
+                    let what = format!("catalog {}", self.store.describe(&ObjectId::catalog(hash).into()));
+                    return Err(Error::malformed(what, format!("it is for {root}, not for {mount}")));
+                }
+                (hash, mount.clone(), Arc::new(catalog))
+            }
+        };
+        let catalog = Arc::clone(&entry.2);
+        self.open.insert(0, entry);
+        self.open.truncate(OPEN_CATALOGS);
+        Ok(catalog)
+    }
+
+    /// The catalog that has the entries of directory `path`, or where they would be.
+    fn catalog_of(&mut self, path: &RepoPath) -> Result<Arc<Catalog>> {
+        let mut catalog = self.root_catalog()?;
+        let mut below = path.ancestors();
+        below.push(path.clone());
+        for directory in below.iter().skip(1) {
+            if let Some(nested) = catalog.nested_at(directory)? {
+                catalog = self.catalog(nested.hash, directory)?;
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// Finds an entry; the root row for a directory with a catalog of its own.
+    pub fn find(&mut self, path: &RepoPath) -> Result<Option<Row>> {
+        self.catalog_of(path)?.find(path)
+    }
+
+    /// Finds an entry that must be there.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&mut self, path: &RepoPath) -> Result<Row> {
+        self.find(path)?.ok_or_else(|| Error::not_found(path.to_string()))
+    }
+
+    /// Lists a directory, sorted by name.
+    pub fn list(&mut self, directory: &RepoPath) -> Result<Vec<Row>> {
+        self.catalog_of(directory)?.list(directory)
+    }
+
+    /// Calls `visit` for an entry and everything below it, a directory before its content.
+    ///
+    /// Bind mountpoints are visited, but not followed.
+    pub fn walk(&mut self, top: &RepoPath, visit: &mut dyn FnMut(&RepoPath, &Row) -> Result<()>) -> Result<()> {
+        let row = self.get(top)?;
+        visit(top, &row)?;
+        if row.entry.is_directory() { self.walk_below(top, visit) } else { Ok(()) }
+    }
+
+    fn walk_below(&mut self, directory: &RepoPath, visit: &mut dyn FnMut(&RepoPath, &Row) -> Result<()>) -> Result<()> {
+        // A list instead of recursion: trees are deeper than stacks.
+        let mut todo = vec![(directory.clone(), VecDeque::from(self.list(directory)?))];
+        while let Some((directory, rows)) = todo.last_mut() {
+            let Some(row) = rows.pop_front() else {
+                todo.pop();
+                continue;
+            };
+            let path = directory.child(&row.name)?;
+            visit(&path, &row)?;
+            if matches!(row.entry.kind, EntryKind::Directory(mount) if mount != Mount::Bind) {
+                let rows = VecDeque::from(self.list(&path)?);
+                todo.push((path, rows));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the content of a regular file; everything is verified as it is read.
+    ///
+    /// # Errors
+    /// `Unsupported` for external files. Reading fails if an object is missing, damaged or of the wrong size.
+    pub fn open_file(&self, path: &RepoPath, file: &FileContent) -> Result<Box<dyn Read + Send>> {
+        if file.external {
+            return Err(Error::Unsupported { what: format!("{path}: reading an external file") });
+        }
+        Ok(Box::new(FileReader {
+            store: Arc::clone(&self.store),
+            path: path.clone(),
+            compression: file.compression,
+            parts: file.parts().into(),
+            current: None,
+        }))
+    }
+}
+
+/// Reads the objects of a file one after the other.
+struct FileReader {
+    store: Arc<dyn ReadStore>,
+    path: RepoPath,
+    compression: crate::compression::Compression,
+    parts: VecDeque<(ObjectId, u64)>,
+    /// The open object with the bytes that it must still give.
+    current: Option<(Box<dyn Read + Send>, u64)>,
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if let Some((reader, left)) = &mut self.current {
+                let size = reader.read(buffer)?;
+                let wrong_size = || {
+                    let reason = "an object has another size than the catalog says";
+                    io::Error::new(io::ErrorKind::InvalidData, Error::malformed(self.path.to_string(), reason))
+                };
+                *left = left.checked_sub(size as u64).ok_or_else(wrong_size)?;
+                if size > 0 {
+                    return Ok(size);
+                }
+                if *left > 0 {
+                    return Err(wrong_size());
+                }
+            }
+            let Some((id, size)) = self.parts.pop_front() else { return Ok(0) };
+            let reader = object::open(&*self.store, &id, self.compression)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            self.current = Some((reader, size));
+        }
+    }
+}
