@@ -173,6 +173,10 @@ ROW_TYPES = {"md5path_1": "integer", "md5path_2": "integer", "parent_1": "intege
 ROW_NULLABLE = {"hash": "blob", "mtimens": "integer", "xattr": "blob"}
 
 
+# the second: SQLite quotes garbage from the file in its error message
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
+
 class Fatal(Exception):
     """Nothing more can be checked; the reason has been reported."""
 
@@ -494,10 +498,10 @@ class Checker:
             broken = connection.execute("PRAGMA foreign_key_check").fetchall()
             if broken:
                 self.finding("db-foreign-key", where, "%d rows, first in table %s" % (len(broken), broken[0][0].decode()))
-            found = {(kind.decode(), name.decode()): sql for kind, name, sql in
+            found = {(kind.decode(), name.decode("latin-1")): sql for kind, name, sql in
                      connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
                      if not name.startswith(b"sqlite_")}
-        except sqlite3.DatabaseError as error:
+        except UNREADABLE as error:
             self.finding("db-open", where, str(error))
             return None
         usable = True
@@ -511,7 +515,7 @@ class Checker:
                     self.finding("db-schema", where, "%s %s: %s" % (key + (found[key].decode("utf-8", "replace"),)))
                 if key[0] == "table":
                     wanted = re.findall(r"(\w+) (?:INTEGER|TEXT|BLOB)", sql)
-                    there = [row[1].decode() for row in connection.execute("PRAGMA table_info(%s)" % key[1])]
+                    there = [row[1].decode("latin-1") for row in connection.execute("PRAGMA table_info(%s)" % key[1])]
                     missing = [column for column in wanted if column not in there]
                     if missing:
                         usable = False
@@ -707,7 +711,7 @@ class Checker:
                     connection = self.scratch.connect(raw)
                     self.light[value] = (len(raw), self.properties(connection))
                     connection.close()
-                except (FormatError, sqlite3.DatabaseError):
+                except (FormatError,) + UNREADABLE:
                     pass
         return self.light[value]
 
@@ -777,7 +781,7 @@ class Checker:
             return None
         try:
             self.catalogs[value] = self.check_catalog(connection, value, raw, path, where)
-        except sqlite3.DatabaseError as error:
+        except UNREADABLE as error:
             self.finding("db-open", where, str(error))
         connection.close()
         return self.catalogs[value]
@@ -843,9 +847,13 @@ class Checker:
         children = collections.defaultdict(list)
         unusable = 0
         for row in map(ROW._make, connection.execute(ROW_SQL)):
-            if None in (row.m1, row.m2, row.p1, row.p2, row.flags, row.hardlinks, row.size, row.mode):
-                unusable += 1
-                continue
+            if bad_rows and (row.m1, row.m2) in bad_rows:
+                if not all(isinstance(v, int) for v in (
+                        row.m1, row.m2, row.p1, row.p2, row.flags, row.hardlinks, row.size, row.mode)):
+                    unusable += 1
+                    continue
+                row = row._replace(**{f: v if isinstance(v, bytes) else None for f, v in (
+                    ("name", row.name), ("symlink", row.symlink), ("hash", row.hash), ("xattr", row.xattr))})
             rows[row.m1, row.m2] = row
             children[row.p1, row.p2].append(row)
         catalog.entries = len(rows) + unusable
@@ -1372,7 +1380,7 @@ class Checker:
                 for text, in connection.execute("SELECT sha1 FROM nested_catalogs"):
                     todo.append(vformat.parse_hash(text))
                 connection.close()
-            except (FormatError, sqlite3.DatabaseError, AttributeError, TypeError):
+            except (FormatError, TypeError) + UNREADABLE:
                 continue
 
 

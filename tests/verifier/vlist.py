@@ -21,7 +21,6 @@ Rules (found by matching what the reference client shows):
 
 import hashlib
 import os
-import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,7 +121,7 @@ def list_repository(store, root, environment=None, expand=True, hidden=False, co
                 connection = scratch.connect(inflate(data))
                 _list_catalog(connection, path, entries, contents, todo, hidden)
                 connection.close()
-            except (FormatError, sqlite3.DatabaseError) as error:
+            except (FormatError, TypeError) + vcheck.UNREADABLE as error:
                 raise ListError("%s: %s" % (object_path(value, "C"), error))
     finally:
         scratch.close()
@@ -133,22 +132,27 @@ def list_repository(store, root, environment=None, expand=True, hidden=False, co
             digests = dict(zip(items, pool.map(lambda item: _content(store, *item), items, chunksize=16)))
     out = []
     for path, row, key in entries:
-        kind = TYPES.get(row.mode & 0o170000, "?")
-        size, target, rdev = row.size, None, None
-        if kind == "l":
-            target = expand_variant(row.symlink, environment or {}) if expand else row.symlink
-            size = len(target)
-        elif kind in "psbc":
-            if kind in "bc":
-                rdev = "%d:%d" % (os.major(size), os.minor(size))
-            size = 0
-        xattrs = vformat.parse_xattrs(row.xattr) if row.xattr is not None else ()
-        digest = (digests.get(key, "*") if key is not None else "-")
-        out.append((path, line(path[1:], kind, row.mode, size, digest, row.mtime,
-                               min(row.mtimens or 0, 999999999), row.hardlinks & 0xFFFFFFFF, target,
-                               row.uid, row.gid, rdev, xattrs)))
+        try:
+            out.append((path, _columns(path, row, digests.get(key, "*") if key is not None else "-", environment, expand)))
+        except (TypeError, AttributeError, OverflowError, FormatError) as error:
+            raise ListError("%s: %s" % (percent(path), error))
     out.sort(key=lambda item: item[0])
     return [fields for _, fields in out]
+
+
+def _columns(path, row, digest, environment, expand):
+    kind = TYPES.get(row.mode & 0o170000, "?")
+    size, target, rdev = row.size, None, None
+    if kind == "l":
+        target = expand_variant(row.symlink, environment or {}) if expand else row.symlink
+        size = len(target)
+    elif kind in "psbc":
+        if kind in "bc":
+            rdev = "%d:%d" % (os.major(size), os.minor(size))
+        size = 0
+    xattrs = vformat.parse_xattrs(row.xattr) if row.xattr is not None else ()
+    return line(path[1:], kind, row.mode, size, digest, row.mtime, min(row.mtimens or 0, 999999999),
+                row.hardlinks & 0xFFFFFFFF, target, row.uid, row.gid, rdev, xattrs)
 
 
 def _list_catalog(connection, path, entries, contents, todo, hidden):
