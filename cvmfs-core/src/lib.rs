@@ -1,5 +1,6 @@
 //! Placeholder.
 pub mod error;
+pub mod fetch;
 pub mod hash;
 pub mod path;
 pub mod storage;
