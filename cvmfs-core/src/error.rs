@@ -84,6 +84,14 @@ pub enum Error {
         /// The last failure.
         reason: String,
     },
+    /// A remote side refused for good; repeating the same request does not help.
+    #[error("{what}: {reason}")]
+    Refused {
+        /// The URL or service.
+        what: String,
+        /// Its refusal.
+        reason: String,
+    },
     /// The operating system refused an operation on a file.
     #[error("{path}: {source}", path = path.display())]
     Io {

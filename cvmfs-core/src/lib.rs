@@ -10,6 +10,7 @@ mod database;
 pub mod dirtab;
 pub mod entry;
 pub mod error;
+pub mod fetch;
 pub mod hash;
 pub mod history;
 pub mod manifest;

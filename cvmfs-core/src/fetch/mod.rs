@@ -1,0 +1,336 @@
+//! Reads repositories over HTTP, from several mirrors, through proxies, with retries and hash checks.
+//!
+//! ```text
+//! HttpStore ──► server ──► proxy ──► attempt ──► Sink
+//!    ▲            │          │          │
+//!    │         next one   next one   repeat with back-off, or once around caches
+//!    └── one error out of all failures
+//! ```
+//!
+//! Objects are returned only if their bytes have the hash that names them. Named files are limited in size and
+//! unverified: their signatures are for others to check.
+//!
+//! ```no_run
+//! use cvmfs_core::fetch::{HttpOptions, HttpStore, parse_servers};
+//! use cvmfs_core::storage::{NamedFile, ReadStore};
+//!
+//! let servers = parse_servers("http://s1.example.org/cvmfs/sw.example.org;http://s2.example.org/cvmfs/sw.example.org")?;
+//! let options = HttpOptions { proxies: "http://squid:3128;DIRECT".parse()?, ..HttpOptions::default() };
+//! let store = HttpStore::new(servers, options)?;
+//! let manifest = store.read(&NamedFile::Manifest.into())?;
+//! # Ok::<(), cvmfs_core::error::Error>(())
+//! ```
+//!
+//! Source: `cvmfs/network/download.cc`.
+
+mod failure;
+mod options;
+mod request;
+mod retry;
+mod route;
+mod sink;
+
+use std::fmt;
+use std::io::{Cursor, Read};
+use std::time::Instant;
+
+use reqwest::{Client, Method};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use self::failure::{Blame, Failure, Failures, Kind, Remedy};
+use self::request::Wanted;
+use self::retry::Backoff;
+use self::route::{Hop, ProxyRotation, Servers};
+use self::sink::Spool;
+use crate::error::{Error, IoContext as _, Result};
+use crate::hash::ObjectId;
+use crate::storage::{Key, NamedFile, ReadStore};
+
+pub use self::options::{HttpOptions, Redirects};
+pub use self::route::{ProxyChain, parse_servers};
+pub use self::sink::Sink;
+pub use reqwest::Url;
+
+/// A repository on web servers.
+///
+/// Connections are kept and shared by all threads; HTTP/2 is used where an `https` server offers it. The servers and
+/// proxies that failed are remembered for a while.
+///
+/// The methods of [`ReadStore`] block. The asynchronous ones, for many requests in flight, run on any tokio runtime
+/// with I/O and time; callers that have none use [`HttpStore::block_on`]. Dropping their futures cancels the request.
+///
+/// # Errors
+/// - `NotFound`: all servers say so.
+/// - `HashMismatch`: a server delivered an object with another content, also when caches were bypassed.
+/// - `Malformed`: an answer is too large or has an encoding that was not asked for.
+/// - `Unavailable`: at least one server failed in a way that may pass.
+/// - `Refused`: at least one server refused for good, and none delivered.
+///
+/// Each names the URL and, if several servers were asked, how the others failed; never with credentials.
+pub struct HttpStore {
+    servers: Servers,
+    proxies: ProxyRotation,
+    hops: Vec<(Hop, Client)>,
+    backoff: Backoff,
+    options: HttpOptions,
+    /// Taken only by `drop`.
+    runtime: Option<Runtime>,
+}
+
+impl HttpStore {
+    /// Prepares to read a repository from `servers`, each the URL of the repository's root; no request is sent yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there is no server, or one with an unfit URL; `Malformed` or `Io` if the CA bundle cannot be
+    /// used.
+    pub fn new(servers: Vec<Url>, options: HttpOptions) -> Result<Self> {
+        let hops = options.proxies.groups().iter().flatten();
+        let hops = hops.map(|hop| Ok((hop.clone(), build_client(hop, &options)?))).collect::<Result<_>>()?;
+        // Waiting for the network takes no processor: one thread drives all connections.
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("fetch").enable_all().build();
+        Ok(Self {
+            servers: Servers::new(servers, options.server_reset)?,
+            proxies: ProxyRotation::new(&options.proxies, options.proxy_reset),
+            hops,
+            backoff: Backoff::new(options.backoff_initial, options.backoff_max),
+            runtime: Some(runtime.at("asynchronous runtime")?),
+            options,
+        })
+    }
+
+    /// Fetches an object into `sink` and returns its stored size.
+    ///
+    /// What `sink` holds is the object only if this returns `Ok`.
+    pub async fn fetch_object(&self, id: &ObjectId, sink: &mut dyn Sink) -> Result<u64> {
+        self.fetch(&self.wanted(Key::Object(*id), Method::GET), sink).await
+    }
+
+    /// Fetches an object or named file into `sink` and returns its stored size.
+    ///
+    /// Objects and shortcuts to them are verified as in [`fetch_object`](Self::fetch_object).
+    pub async fn fetch_key(&self, key: &Key, sink: &mut dyn Sink) -> Result<u64> {
+        self.fetch(&self.wanted(*key, Method::GET), sink).await
+    }
+
+    /// Asks for the stored size of an object or named file, `None` if no server has it.
+    pub async fn fetch_size(&self, key: &Key) -> Result<Option<u64>> {
+        match self.fetch(&self.wanted(*key, Method::HEAD), &mut Vec::new()).await {
+            Ok(size) => Ok(Some(size)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Uses the server that is asked first now only when all others fail, for a while.
+    ///
+    /// For callers that find a fault which is not visible here, such as a manifest with a wrong signature.
+    pub fn switch_server(&self) {
+        let now = Instant::now();
+        if let Some(first) = self.servers.order(now).first() {
+            self.servers.demote(*first, now);
+        }
+    }
+
+    /// Runs a future to its end on the runtime of this store: the crossing from blocking to asynchronous code.
+    ///
+    /// May be called from any thread. One that runs asynchronous tasks is blocked meanwhile, like by any other wait;
+    /// `spawn_blocking` is the better place.
+    pub fn block_on<F>(&self, future: F) -> F::Output
+    where
+        F: Future<Output: Send> + Send,
+    {
+        let runtime = self.runtime.as_ref().expect("the runtime is there until drop");
+        if Handle::try_current().is_err() {
+            return runtime.block_on(future);
+        }
+        // This may be a thread on which tokio panics when it is blocked; there is no way to ask.
+        let outcome = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join());
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn wanted(&self, key: Key, method: Method) -> Wanted {
+        match key {
+            Key::Object(id) | Key::Shortcut(id) => {
+                Wanted { key, method, hash: Some(id.hash), max_size: self.options.max_object_size, fresh: false }
+            }
+            Key::Named(file) => {
+                // Upstream: a reflog from a cache could lack what the last run added to it.
+                let fresh = self.options.fresh_named_files || file == NamedFile::Reflog;
+                Wanted { key, method, hash: None, max_size: self.options.max_named_size, fresh }
+            }
+        }
+    }
+
+    /// Asks one server after the other.
+    async fn fetch(&self, wanted: &Wanted, sink: &mut dyn Sink) -> Result<u64> {
+        let mut failures = Failures::default();
+        for (position, server) in self.servers.order(Instant::now()).into_iter().enumerate() {
+            let url = self.servers.url(server, &wanted.key);
+            let failure = match self.fetch_from(&url, wanted, sink).await {
+                Ok(size) => {
+                    if position > 0 {
+                        self.servers.prefer(server, Instant::now());
+                    }
+                    return Ok(size);
+                }
+                Err(failure) => failure,
+            };
+            let url = route::shown(&url);
+            tracing::debug!(url, reason = failure.reason(), "server failed");
+            if failure.blame == Blame::Server && failure.demotes() {
+                self.servers.demote(server, Instant::now());
+            }
+            let is_local = matches!(failure.kind, Kind::Local(_));
+            failures.add(url, failure);
+            if is_local {
+                break;
+            }
+        }
+        Err(failures.into_error(&describe_wanted(&wanted.key)))
+    }
+
+    /// Asks one server through one proxy after the other.
+    async fn fetch_from(&self, url: &Url, wanted: &Wanted, sink: &mut dyn Sink) -> Result<u64, Failure> {
+        let order = self.proxies.order(Instant::now());
+        for (position, proxy) in order.iter().enumerate() {
+            let is_last = position + 1 == order.len();
+            match self.repeat(url, *proxy, is_last, wanted, sink).await {
+                Ok(size) => {
+                    self.proxies.restore(*proxy);
+                    return Ok(size);
+                }
+                Err(mut failure) if failure.blame == Blame::Proxy => {
+                    let name = format!("{:?}", self.hops[*proxy].0);
+                    tracing::debug!(proxy = name, reason = failure.reason(), "proxy failed");
+                    failure.proxy = Some(name);
+                    self.proxies.demote(*proxy, Instant::now());
+                    if is_last {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        unreachable!("a chain has at least one member, and the last one returns")
+    }
+
+    /// Asks one server on one way until it answers, or asking again makes no sense.
+    async fn repeat(
+        &self,
+        url: &Url,
+        proxy: usize,
+        is_last_proxy: bool,
+        wanted: &Wanted,
+        sink: &mut dyn Sink,
+    ) -> Result<u64, Failure> {
+        let (hop, client) = &self.hops[proxy];
+        let nearest = if *hop == Hop::Direct { Blame::Server } else { Blame::Proxy };
+        let mut wanted = wanted.clone();
+        let (mut repetitions, mut bypassed) = (0, false);
+        loop {
+            let result = request::attempt(client, nearest, url.clone(), &wanted, &self.options, sink).await;
+            let failure = match result {
+                Ok(size) => return Ok(size),
+                Err(failure) => failure,
+            };
+            // While there is another way, waiting for a proxy that is down gains nothing.
+            let skip = nearest == Blame::Proxy && !is_last_proxy && matches!(failure.kind, Kind::Connect(_));
+            match failure.remedy() {
+                Remedy::Repeat(wait) if repetitions < self.options.retries && !skip => {
+                    let wait = wait.unwrap_or_else(|| self.backoff.delay(repetitions));
+                    tracing::debug!(url = route::shown(url), reason = failure.reason(), ?wait, "repeating");
+                    repetitions += 1;
+                    tokio::time::sleep(wait).await;
+                }
+                Remedy::BypassCaches if !bypassed => {
+                    tracing::debug!(url = route::shown(url), reason = failure.reason(), "repeating around caches");
+                    bypassed = true;
+                    wanted.fresh = true;
+                }
+                _ => return Err(failure),
+            }
+        }
+    }
+}
+
+impl ReadStore for HttpStore {
+    /// Names the URL of `key` at the server that is asked first.
+    fn describe(&self, key: &Key) -> String {
+        let first = self.servers.order(Instant::now()).first().copied().unwrap_or_default();
+        route::shown(&self.servers.url(first, key))
+    }
+
+    /// Reads a named file, or an object that is verified.
+    fn read(&self, key: &Key) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.block_on(self.fetch_key(key, &mut bytes))?;
+        Ok(bytes)
+    }
+
+    /// Fetches a named file, or an object that is verified; a large one is kept in a temporary file.
+    fn open(&self, key: &Key) -> Result<Box<dyn Read + Send>> {
+        if let Key::Named(_) = key {
+            return Ok(Box::new(Cursor::new(self.read(key)?)));
+        }
+        let mut spool = Spool::new(self.options.temporary_directory.as_deref());
+        self.block_on(self.fetch_key(key, &mut spool))?;
+        Ok(Box::new(spool.into_reader()?))
+    }
+
+    fn size(&self, key: &Key) -> Result<Option<u64>> {
+        self.block_on(self.fetch_size(key))
+    }
+}
+
+impl fmt::Debug for HttpStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers: Vec<_> = self.servers.urls().iter().map(route::shown).collect();
+        f.debug_struct("HttpStore").field("servers", &servers).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Drop for HttpStore {
+    fn drop(&mut self) {
+        // Unlike dropping the runtime, this does not wait, and so may happen in asynchronous code.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Makes the client whose requests all take one way.
+fn build_client(hop: &Hop, options: &HttpOptions) -> Result<Client> {
+    let mut builder = Client::builder()
+        // The environment is the binaries' business.
+        .no_proxy()
+        .referer(false)
+        .user_agent(&options.user_agent)
+        .connect_timeout(options.connect_timeout)
+        .redirect(match options.redirects {
+            Redirects::Refuse => reqwest::redirect::Policy::none(),
+            Redirects::Follow => reqwest::redirect::Policy::limited(4),
+        });
+    if let Hop::Through(url) = hop {
+        let proxy = reqwest::Proxy::all(url.clone());
+        builder = builder.proxy(proxy.map_err(|_| Error::invalid(format!("proxy {hop:?}"), "cannot be used"))?);
+    }
+    if let Some(path) = &options.ca_bundle {
+        let pem = std::fs::read(path).at(path)?;
+        let malformed = |error: reqwest::Error| Error::malformed(path.display().to_string(), error.to_string());
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(malformed)?;
+        if certificates.is_empty() {
+            return Err(Error::malformed(path.display().to_string(), "holds no certificate"));
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|error| Error::invalid("HTTP client", error.to_string()))
+}
+
+/// Names the thing itself, as opposed to its place.
+fn describe_wanted(key: &Key) -> String {
+    match key {
+        Key::Object(id) => format!("{} {id}", id.kind.noun()),
+        Key::Named(file) => file.name().to_owned(),
+        Key::Shortcut(id) => format!("shortcut to {} {id}", id.kind.noun()),
+    }
+}
