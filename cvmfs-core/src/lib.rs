@@ -1,28 +1,68 @@
-//! Placeholder.
-pub mod catalog;
-pub mod change;
-pub mod changeset;
-pub mod chunking;
+//! Formats, storage, trust, catalogs, change sets and commit of CernVM-FS repositories.
+//!
+//! ```text
+//! ChangeSource ─► pipeline ─► ChangeSet ─► commit ─► new revision      writing
+//! Repository ─► Tree ─► entries and content, all verified              reading
+//! ```
+//!
+//! This crate knows no command line, terminal, environment or clock (but for the feature `cli`, which the binaries
+//! share): whoever calls passes such things in. Formats read and write bytes and local files; only [`storage`] and
+//! [`fetch`] know where a repository is kept; only [`commit`] replaces a manifest.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use cvmfs_core::{clock::UnixSeconds, path::RepoPath, repository::{Repository, Selector}, server, storage::LocalStore};
+//!
+//! # fn main() -> cvmfs_core::Result<()> {
+//! let root = server::ServerRoot::new("./site".as_ref())?;
+//! let name = "demo.example.org".parse()?;
+//! let store = Arc::new(LocalStore::open(root.storage_dir(&name))?);
+//! let keys = server::load_master_keys(&root, &name)?;
+//! let repository = Repository::open(store, &name, &keys, UnixSeconds(1_800_000_000), "/tmp".as_ref())?;
+//! for row in repository.tree(&Selector::Head)?.list(&RepoPath::root())? {
+//!     println!("{:?}", row.name);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+// What everything else speaks in.
 pub mod clock;
-pub mod commit;
+pub mod error;
+pub mod hash;
+pub mod path;
+pub mod progress;
+
+// Bytes of the formats.
+pub mod chunking;
 pub mod compression;
-mod database;
 pub mod dirtab;
 pub mod entry;
-pub mod error;
+pub mod xattr;
+
+// Where bytes are kept.
 pub mod fetch;
-pub mod hash;
+pub mod object;
+pub mod storage;
+
+// Documents and databases.
+pub mod catalog;
+mod database;
 pub mod history;
 pub mod manifest;
-pub mod object;
-pub mod path;
-pub mod pipeline;
-pub mod progress;
 pub mod reflog;
+pub mod trust;
+
+// A repository as a whole: reading, changing.
+pub mod change;
+pub mod changeset;
+pub mod commit;
+pub mod pipeline;
 pub mod repository;
 pub mod server;
-pub mod storage;
 pub mod tree;
-pub mod trust;
-pub mod xattr;
+
+#[cfg(feature = "cli")]
+pub mod cli;
+
 pub use error::{Error, Result};

@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The CernVM-FS Stratum 0: create, inspect and publish repositories.
+//!
+//! Each operation is a module with its `Options`, its function and its `Outcome`; the binary parses arguments, calls one
+//! function, and prints. What changes a repository ends in [`cvmfs_core::commit`].
+
+pub mod inspect;
+pub mod mkfs;

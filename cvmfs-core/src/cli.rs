@@ -1,0 +1,286 @@
+//! What the binaries share: common arguments, output, progress and exit codes (feature `cli`).
+//!
+//! Data goes to standard output, everything else to standard error. With `--json` standard output is one JSON document.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::clock::UnixSeconds;
+use crate::error::{Error, Result};
+use crate::path::RepositoryName;
+use crate::progress::{Progress, Silent, Unit};
+use crate::server::ServerRoot;
+
+/// Section of `--help` that every binary ends with.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  done, or nothing to do
+  1  failed
+  2  wrong usage
+  3  the repository is damaged
+  4  busy, or in conflict with another change
+  5  not trusted: signature, whitelist or expiry";
+
+/// How often a report is printed where there is no terminal.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Arguments of all commands.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GlobalArgs {
+    /// Directory tree that holds etc/cvmfs, srv/cvmfs and var/spool/cvmfs
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "CVMFS_SERVER_ROOT",
+        default_value = "/",
+        help_heading = "Common options"
+    )]
+    pub root: PathBuf,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true, help_heading = "Common options")]
+    pub json: bool,
+    /// No progress, no warnings
+    #[arg(short, long, global = true, help_heading = "Common options")]
+    pub quiet: bool,
+    /// Log more (-v: information, -vv: debugging)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Common options")]
+    pub verbose: u8,
+}
+
+/// The argument that names the repository.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RepoArg {
+    /// Repository name; needed only if several are configured
+    #[arg(long, value_name = "FQRN", env = "CVMFS_REPO")]
+    pub repo: Option<RepositoryName>,
+}
+
+impl GlobalArgs {
+    /// The server's directory tree.
+    pub fn server_root(&self) -> Result<ServerRoot> {
+        ServerRoot::new(&self.root)
+    }
+
+    /// Whoever shows progress on this terminal, or nobody.
+    pub fn progress(&self) -> Box<dyn Progress> {
+        if self.quiet {
+            Box::new(Silent)
+        } else if io::stderr().is_terminal() {
+            Box::new(Bar(ProgressBar::hidden()))
+        } else {
+            Box::new(Plain(Mutex::new(PlainState {
+                name: "",
+                unit: Unit::Bytes,
+                done: 0,
+                total: None,
+                since: Instant::now(),
+                last: Instant::now(),
+            })))
+        }
+    }
+
+    /// Prints a result: `text` for people, or the value as JSON.
+    pub fn print(&self, value: &impl Serialize, text: &str) -> Result<()> {
+        let mut out = io::stdout().lock();
+        let written = if self.json {
+            let document =
+                serde_json::to_string_pretty(value).map_err(|error| Error::invalid("JSON", error.to_string()))?;
+            writeln!(out, "{document}")
+        } else {
+            out.write_all(text.as_bytes())
+        };
+        written.and_then(|()| out.flush()).map_err(|error| Error::io("standard output", error))
+    }
+
+    /// Prints warnings for people.
+    pub fn warn(&self, warnings: &[String]) {
+        if !self.quiet {
+            for warning in warnings {
+                say(&format!("warning: {warning}"));
+            }
+        }
+    }
+}
+
+impl RepoArg {
+    /// The repository that is meant.
+    pub fn resolve(&self, root: &ServerRoot) -> Result<RepositoryName> {
+        self.repo.clone().map_or_else(|| root.only_repository(), Ok)
+    }
+}
+
+/// The time of this run: the clock, or `SOURCE_DATE_EPOCH` for reproducible results.
+///
+/// # Errors
+/// `InvalidInput` if that variable is no number.
+pub fn now() -> Result<UnixSeconds> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text
+            .parse()
+            .map(UnixSeconds)
+            .map_err(|_| Error::invalid("SOURCE_DATE_EPOCH", format!("{text:?} is no number of seconds"))),
+        Err(_) => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Ok(UnixSeconds(since.as_secs().cast_signed()))
+        }
+    }
+}
+
+/// Sets up logging, runs a command, reports its error, and returns the exit code.
+pub fn run(global: &GlobalArgs, command: impl FnOnce() -> Result<()>) -> ExitCode {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    // A second call in one process, as in tests, keeps the first subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().try_init();
+    match command() {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output went away, as `head` does.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            exit_code(&error).into()
+        }
+    }
+}
+
+/// The exit code that tells what kind of error it was; see [`EXIT_CODES`].
+pub fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::HashMismatch { .. } | Error::Malformed { .. } => 3,
+        Error::Conflict { .. } => 4,
+        Error::Untrusted { .. } | Error::Expired { .. } => 5,
+        _ => 1,
+    }
+}
+
+/// Prints an error with its causes and what to do about it.
+fn report(error: &Error) {
+    let mut text = format!("error: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(&format!(": {inner_text}"));
+        }
+        cause = inner.source();
+    }
+    say(&text);
+    if let Some(hint) = hint(error) {
+        say(&format!("hint: {hint}"));
+    }
+}
+
+fn hint(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Expired { .. } => Some("sign the whitelist again with the master key"),
+        Error::NotFound { what }
+            if what.starts_with("a repository configured") || what.starts_with("configuration file") =>
+        {
+            Some("create a repository with `cvmfs-publish mkfs`, or name the directory tree with --root")
+        }
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Some("nothing is lost: free some space and run the same command again")
+        }
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Some("run as the owner of the repository")
+        }
+        _ => None,
+    }
+}
+
+fn say(line: &str) {
+    // Standard error may be closed; there is nobody left to tell.
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// A number of bytes for people.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// A bar with rate and remaining time, on a terminal.
+#[derive(Debug)]
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn phase(&self, name: &'static str, unit: Unit, total: Option<u64>) {
+        let template = match (unit, total) {
+            (Unit::Bytes, Some(_)) => "{msg:10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+            (Unit::Bytes, None) => "{msg:10} {spinner} {bytes} {bytes_per_sec} {elapsed}",
+            (_, Some(_)) => "{msg:10} [{bar:30}] {pos}/{len} {per_sec} {eta} left",
+            (_, None) => "{msg:10} {spinner} {pos} {elapsed}",
+        };
+        self.0.reset();
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+        match total {
+            Some(total) => self.0.set_length(total),
+            None => self.0.unset_length(),
+        }
+        self.0.set_message(name);
+        self.0.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+        self.0.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    fn advance(&self, amount: u64) {
+        self.0.inc(amount);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A line now and then, where there is no terminal.
+#[derive(Debug)]
+struct Plain(Mutex<PlainState>);
+
+#[derive(Debug)]
+struct PlainState {
+    name: &'static str,
+    unit: Unit,
+    done: u64,
+    total: Option<u64>,
+    since: Instant,
+    last: Instant,
+}
+
+impl Progress for Plain {
+    fn phase(&self, name: &'static str, unit: Unit, total: Option<u64>) {
+        let now = Instant::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            PlainState { name, unit, done: 0, total, since: now, last: now };
+    }
+
+    fn advance(&self, amount: u64) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.done += amount;
+        if state.last.elapsed() < PLAIN_INTERVAL {
+            return;
+        }
+        state.last = Instant::now();
+        let show = |number: u64| match state.unit {
+            Unit::Bytes => human_bytes(number),
+            Unit::Catalogs => format!("{number} catalogs"),
+            Unit::Entries => format!("{number} entries"),
+        };
+        let of = state.total.map_or_else(String::new, |total| format!(" of {}", show(total)));
+        let rate = show(state.done / state.since.elapsed().as_secs().max(1));
+        say(&format!("{}: {}{of}, {rate}/s", state.name, show(state.done)));
+    }
+}

@@ -1,0 +1,109 @@
+use std::path::PathBuf;
+
+use cvmfs_core::cli::{GlobalArgs, now};
+use cvmfs_core::compression::Compression;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::hash::Algorithm;
+use cvmfs_core::path::RepositoryName;
+use cvmfs_publish::mkfs;
+
+/// Make a repository: keys, whitelist, an empty first revision, configuration files
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  cvmfs-publish --root ./site mkfs software.example.org
+  cvmfs-publish mkfs --hash shake128 --gc --ttl 60 nightlies.example.org")]
+pub(super) struct Arguments {
+    /// Fully qualified repository name
+    name: RepositoryName,
+    /// Hash algorithm: sha1, rmd160 or shake128
+    #[arg(long, value_name = "NAME", default_value = "sha1")]
+    hash: Algorithm,
+    /// Compression of file content: zlib or none
+    #[arg(long, value_name = "NAME", default_value = "zlib")]
+    compression: Compression,
+    /// Allow old revisions to be collected
+    #[arg(long)]
+    gc: bool,
+    /// Seconds that clients wait before they ask for a new revision [default: 240]
+    #[arg(long, value_name = "SECONDS")]
+    ttl: Option<u32>,
+    /// Mark the content as short-lived for client caches
+    #[arg(long)]
+    volatile: bool,
+    /// System user who owns the repository [default: the current one]
+    #[arg(long, value_name = "USER")]
+    owner: Option<String>,
+    /// Do not name each revision by its time
+    #[arg(long)]
+    no_autotags: bool,
+    /// Split catalogs that grow too large
+    #[arg(long)]
+    autocatalogs: bool,
+    /// Do not allow Stratum 1 servers to replicate
+    #[arg(long)]
+    not_replicable: bool,
+    /// URL of the storage for clients of this server [default: http://localhost/cvmfs/<NAME>]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Use the keys in this directory: <NAME>.masterkey (or .pub and .whitelist), .key, .crt
+    #[arg(long, value_name = "DIR")]
+    keys: Option<PathBuf>,
+    /// Days that the whitelist is valid
+    #[arg(long, value_name = "DAYS", default_value_t = cvmfs_core::trust::whitelist::DEFAULT_DAYS)]
+    whitelist_days: u32,
+}
+
+pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
+    let (owner, owner_ids) = owner(arguments.owner.as_deref())?;
+    let options = mkfs::Options {
+        algorithm: arguments.hash,
+        compression: arguments.compression,
+        garbage_collectable: arguments.gc,
+        ttl: arguments.ttl,
+        volatile: arguments.volatile,
+        auto_tag: !arguments.no_autotags,
+        auto_catalogs: arguments.autocatalogs,
+        replicable: !arguments.not_replicable,
+        owner,
+        owner_ids,
+        url: arguments.url.clone(),
+        keys: arguments.keys.clone(),
+        whitelist_days: arguments.whitelist_days,
+        ..mkfs::Options::new(now()?)
+    };
+    let made = mkfs::mkfs(&global.server_root()?, &arguments.name, &options)?;
+    let mut text = format!(
+        "Repository {} is ready: revision {}, storage {}\nPublic key for clients: {}\nWhitelist valid until {}\n",
+        made.name,
+        made.revision,
+        made.storage.display(),
+        made.public_key.display(),
+        made.whitelist_expires
+    );
+    if let Some(master_key) = &made.master_key {
+        text.push_str(&format!("Keep the master key safe, best on another machine: {}\n", master_key.display()));
+    }
+    global.print(&made, &text)
+}
+
+/// Name and numbers of a system user; without a name those of this process.
+fn owner(name: Option<&str>) -> Result<(String, (u32, u32))> {
+    let path = "/etc/passwd";
+    let passwd = std::fs::read_to_string(path).unwrap_or_default();
+    let mut users = passwd.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (user, _, uid, gid) =
+            (fields.next()?, fields.next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some((user.to_owned(), (uid, gid)))
+    });
+    match name {
+        Some(name) => users
+            .find(|(user, _)| user == name)
+            .ok_or_else(|| Error::invalid(format!("owner {name:?}"), format!("there is no such user in {path}"))),
+        None => {
+            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            let user = users.find(|(_, (other, _))| *other == uid).map_or_else(|| uid.to_string(), |(user, _)| user);
+            Ok((user, (uid, gid)))
+        }
+    }
+}
