@@ -23,8 +23,8 @@ fn patient() -> ServeOptions {
 
 /// Seconds between the `Date` and the `Expires` of a response.
 fn lifetime(reply: &Reply) -> u64 {
-    let date = |name| httpdate::parse_http_date(reply.header(name)).unwrap();
-    date("expires").duration_since(date("date")).unwrap().as_secs()
+    let date = |name| httpdate::parse_http_date(reply.header(name)).expect("a date");
+    date("expires").duration_since(date("date")).expect("not before").as_secs()
 }
 
 #[test]
@@ -611,7 +611,7 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().expect("lock").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

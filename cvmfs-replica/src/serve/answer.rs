@@ -5,7 +5,8 @@
 //! 3. Open the file and decide what of it to send ([`super::file`], [`super::respond`]).
 //! 4. Read it, if it is small; otherwise prepare to stream it.
 //!
-//! Steps 3 and 4 touch the disk and run on a thread that may wait.
+//! Steps 3 and 4 are tried with what the system has in memory; failing that, they run on a thread that may wait
+//! for the disk.
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +19,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::access::Record;
-use super::file::{self, FileBody, SMALL_FILE_MAX};
+use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
 use super::repositories::Repositories;
 use super::respond::{self, Representation, Selection};
 use super::route::{Resource, Target, route};
@@ -99,6 +100,9 @@ pub(super) async fn answer(
         // TODO(a geographic database can be configured): sort the servers.
         Some(Target::Geo) => text("Bad Request: no geographic database\n", respond::geo_head, method, now),
         Some(Target::File(resource)) => {
+            if let Ok(response) = try_file_response(&request, &resource, repositories, now, Disk::CachedOnly) {
+                return response;
+            }
             let repositories = Arc::clone(repositories);
             let work = move || file_response(&request, &resource, &repositories, now);
             tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
@@ -116,7 +120,7 @@ fn file_response(
     repositories: &Repositories,
     now: SystemTime,
 ) -> Response<ResponseBody> {
-    match try_file_response(request, resource, repositories, now) {
+    match try_file_response(request, resource, repositories, now, Disk::Wait) {
         Ok(response) => response,
         Err(failure) if failure.kind() == io::ErrorKind::NotFound => {
             error(StatusCode::NOT_FOUND, request.method(), now)
@@ -135,9 +139,10 @@ fn try_file_response(
     resource: &Resource,
     repositories: &Repositories,
     now: SystemTime,
+    disk: Disk,
 ) -> io::Result<Response<ResponseBody>> {
-    let directory = repositories.open(&resource.place)?;
-    let (file, facts) = file::open(&directory, resource)?;
+    let directory = repositories.open(&resource.place, disk)?;
+    let (file, facts) = file::open(&directory, resource, disk)?;
     let representation = Representation::new(resource.kind, &resource.path, facts, now);
     let selection = respond::select(request.method(), request.headers(), &representation);
     let head = respond::file_head(selection, &representation, now);
@@ -148,9 +153,9 @@ fn try_file_response(
         Selection::Part { start, end } => (start, end),
     };
     let content = if end - start <= SMALL_FILE_MAX {
-        Content::Bytes(file::read_part(&file, start, end)?)
+        Content::Bytes(file::read_part(&file, start, end, disk)?)
     } else {
-        Content::File(FileBody::open(file, start, end)?)
+        Content::File(FileBody::new(file, start, end))
     };
     Ok(head.map(|()| ResponseBody { content, record: None }))
 }

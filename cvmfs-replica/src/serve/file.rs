@@ -1,24 +1,28 @@
 //! Opening files without being led astray, and sending them.
 //!
-//! A path is opened name by name, each relative to the directory before it and none through a symbolic link, so
-//! it cannot leave the repository whatever is planted there. (`openat2` would do it in one call, but older
-//! enterprise kernels and container profiles lack it.)
+//! A path cannot leave the repository, whatever is planted there: below the storage directory no symbolic link is
+//! followed.
 //!
-//! A small file is read at once, by the thread that opened it. A large one is sent in blocks: while one is on its
-//! way to the client the next is read, and no more, so a slow client costs two blocks and no thread. The file
-//! stays open meanwhile; if its name is given to another file, this one is sent to its end. `sendfile` would save
-//! a copy, but hyper owns the socket and takes bytes only.
+//! A small file is read at once. A large one is sent in blocks, and while one is on its way to the client at most
+//! one more is read, so a slow client costs two blocks and no thread. The file stays open meanwhile; if its name
+//! is given to another file, this one is sent to its end. `sendfile` would save a copy, but hyper owns the socket
+//! and takes bytes only.
+//!
+//! Disks may take long, so waiting for them is left to threads made for it. What the system has in memory is
+//! taken on the spot instead ([`Disk::CachedOnly`]): a thread for each would cost more than the reading.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, IoSliceMut, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio::task::JoinHandle;
 
 use super::respond::Facts;
@@ -30,15 +34,39 @@ pub(super) const SMALL_FILE_MAX: u64 = 64 * 1024;
 /// Bytes of a large file read and handed to the connection at a time.
 const BLOCK_SIZE: u64 = 256 * 1024;
 
+/// Whether an operation may wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// It may; for threads that do nothing else.
+    Wait,
+    /// Only what is in memory counts. Whatever else happens is an error, and says nothing about the file: then
+    /// the operation has to be repeated with [`Disk::Wait`].
+    CachedOnly,
+}
+
+/// Opens a directory, for the opening of files in it.
+///
+/// The operator has chosen it, so links on the way are followed.
+pub(super) fn open_directory(path: &Path, disk: Disk) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(match disk {
+        Disk::Wait => rustix::fs::openat(CWD, path, flags, Mode::empty()),
+        Disk::CachedOnly => rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED),
+    }?)
+}
+
 /// Opens `resource` below `directory`.
 ///
 /// # Errors
 /// `NotFound` also for everything that is there but not to be served: links, directories, devices, and a second
 /// name that does not lead to its object.
-pub(super) fn open(directory: &OwnedFd, resource: &Resource) -> io::Result<(File, Facts)> {
-    let opened = match resource.kind {
-        Kind::Alternative(id) => open_alternative(directory, &resource.path, &object_path(id)),
-        Kind::Object(_) | Kind::Named | Kind::Info | Kind::Statistics => open_beneath(directory, &resource.path),
+pub(super) fn open(directory: &OwnedFd, resource: &Resource, disk: Disk) -> io::Result<(File, Facts)> {
+    let opened = match (disk, resource.kind) {
+        (Disk::CachedOnly, _) => open_cached(directory, &resource.path),
+        (Disk::Wait, Kind::Alternative(id)) => open_alternative(directory, &resource.path, &object_path(id)),
+        (Disk::Wait, Kind::Object(_) | Kind::Named | Kind::Info | Kind::Statistics) => {
+            open_beneath(directory, &resource.path)
+        }
     };
     let file = match opened {
         Ok(file) => File::from(file),
@@ -54,18 +82,29 @@ pub(super) fn open(directory: &OwnedFd, resource: &Resource) -> io::Result<(File
     Ok((file, facts))
 }
 
+/// How files are opened. Without NONBLOCK, opening a pipe would wait for somebody to write into it.
+const FILE_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// Opens name by name, each relative to the directory before it.
+///
+/// `openat2` does it in one call, but older enterprise kernels and container profiles lack it.
 fn open_beneath(directory: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
-    // Without NONBLOCK, opening a pipe would wait for somebody to write into it.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let Some((parents, name)) = path.rsplit_once('/') else {
-        return rustix::fs::openat(directory, path, flags, Mode::empty());
+        return rustix::fs::openat(directory, path, FILE_FLAGS, Mode::empty());
     };
     let step = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at: Option<OwnedFd> = None;
     for parent in parents.split('/') {
         at = Some(rustix::fs::openat(at.as_ref().unwrap_or(directory), parent, step, Mode::empty())?);
     }
-    rustix::fs::openat(at.as_ref().unwrap_or(directory), name, flags, Mode::empty())
+    rustix::fs::openat(at.as_ref().unwrap_or(directory), name, FILE_FLAGS, Mode::empty())
+}
+
+/// Opens a file that the system has the whole path of in memory.
+fn open_cached(directory: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
+    rustix::fs::openat2(directory, path, FILE_FLAGS, Mode::empty(), resolve)
 }
 
 /// Opens an object by its second name: a link to the object (or a copy of it, as left by tools that follow links).
@@ -86,85 +125,117 @@ fn open_alternative(directory: &OwnedFd, name: &str, object: &str) -> Result<Own
 ///
 /// # Errors
 /// `UnexpectedEof` if the file ends before.
-pub(super) fn read_part(mut file: &File, start: u64, end: u64) -> io::Result<Bytes> {
-    if start > 0 {
-        file.seek(SeekFrom::Start(start))?;
+pub(super) fn read_part(file: &File, start: u64, end: u64, disk: Disk) -> io::Result<Bytes> {
+    match disk {
+        Disk::Wait => read_block(file, start, end),
+        Disk::CachedOnly => {
+            let part = read_cached(file, start, end)?;
+            if part.len() as u64 == end - start { Ok(part) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        }
     }
-    read_block(file, end - start)
 }
 
-/// Reads the next `length` bytes, at most [`BLOCK_SIZE`].
-fn read_block(file: &File, length: u64) -> io::Result<Bytes> {
+fn read_block(mut file: &File, start: u64, end: u64) -> io::Result<Bytes> {
+    let length = end - start;
     let mut block = Vec::with_capacity(usize::try_from(length).map_err(io::Error::other)?);
+    file.seek(SeekFrom::Start(start))?;
     file.take(length).read_to_end(&mut block)?;
-    if block.len() as u64 != length {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file became shorter while it was sent"));
-    }
-    Ok(block.into())
+    if block.len() as u64 == length { Ok(block.into()) } else { Err(became_shorter()) }
 }
 
-/// The rest of a large file, read block by block as the client takes it.
+/// Reads as many of the bytes from `start` up to `end` as are in memory, at least one unless none are asked for.
+fn read_cached(file: &File, start: u64, end: u64) -> io::Result<Bytes> {
+    if start == end {
+        return Ok(Bytes::new());
+    }
+    let mut block = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
+    let count = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut block)], start, ReadWriteFlags::NOWAIT)?;
+    block.truncate(count);
+    if count > 0 { Ok(block.into()) } else { Err(became_shorter()) }
+}
+
+fn became_shorter() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "file became shorter while it was sent")
+}
+
+/// A part of a large file, read block by block as the client takes it.
 #[derive(Debug)]
 pub(super) struct FileBody {
+    file: Arc<File>,
+    /// Offset of what is handed out next.
+    at: u64,
+    end: u64,
     next: Next,
-    /// Bytes not handed out yet.
-    remaining: u64,
 }
 
+/// Where the next block comes from.
 #[derive(Debug)]
 enum Next {
-    Block(Bytes, File),
-    Reading(JoinHandle<io::Result<(Bytes, File)>>),
-    Nothing,
+    /// Memory, for as long as it has everything.
+    Cached,
+    /// A thread that reads ahead.
+    Reading(JoinHandle<io::Result<Bytes>>),
+    /// Nowhere, after an error.
+    Failed,
 }
 
 impl FileBody {
-    /// Begins to send the bytes from `start` up to `end`, by reading the first block.
-    pub(super) fn open(mut file: File, start: u64, end: u64) -> io::Result<Self> {
-        if start > 0 {
-            file.seek(SeekFrom::Start(start))?;
-        }
-        let remaining = end - start;
-        let block = read_block(&file, remaining.min(BLOCK_SIZE))?;
-        Ok(Self { next: Next::Block(block, file), remaining })
+    /// Will send the bytes from `start` up to `end`.
+    pub(super) fn new(file: File, start: u64, end: u64) -> Self {
+        Self { file: Arc::new(file), at: start, end, next: Next::Cached }
     }
 
     /// Bytes still to come.
     pub(super) fn remaining(&self) -> u64 {
-        self.remaining
+        self.end - self.at
     }
 
-    /// Waits for the next block and has the one after it read.
-    ///
-    /// After an error or the end there is nothing more.
+    /// Waits for the next block; `None` at the end and after an error.
     pub(super) fn poll_block(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        if let Next::Reading(reading) = &mut self.next {
-            let read = ready!(Pin::new(reading).poll(context)).map_err(io::Error::other).flatten();
-            self.next = match read {
-                Ok((block, file)) => Next::Block(block, file),
-                Err(error) => {
-                    self.next = Next::Nothing;
-                    return Poll::Ready(Some(Err(error)));
-                }
-            };
+        if self.remaining() == 0 {
+            return Poll::Ready(None);
         }
-        let Next::Block(block, file) = std::mem::replace(&mut self.next, Next::Nothing) else {
+        if matches!(self.next, Next::Cached) {
+            if let Ok(block) = read_cached(&self.file, self.at, self.block_end(self.at)) {
+                self.at += block.len() as u64;
+                return Poll::Ready(Some(Ok(block)));
+            }
+            // What is not in memory now will hardly be a block later: leave the rest to threads.
+            self.next = self.read_ahead(self.at);
+        }
+        let Next::Reading(reading) = &mut self.next else {
             return Poll::Ready(None);
         };
-        self.remaining -= block.len() as u64;
-        if self.remaining > 0 {
-            let length = self.remaining.min(BLOCK_SIZE);
-            let reading = tokio::task::spawn_blocking(move || Ok((read_block(&file, length)?, file)));
-            self.next = Next::Reading(reading);
+        let read = ready!(Pin::new(reading).poll(context)).map_err(io::Error::other).flatten();
+        match &read {
+            Ok(block) => {
+                self.at += block.len() as u64;
+                self.next = self.read_ahead(self.at);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read on");
+                self.next = Next::Failed;
+            }
         }
-        Poll::Ready(Some(Ok(block)))
+        Poll::Ready(Some(read))
+    }
+
+    fn block_end(&self, start: u64) -> u64 {
+        self.end.min(start + BLOCK_SIZE)
+    }
+
+    fn read_ahead(&self, start: u64) -> Next {
+        if start == self.end {
+            return Next::Cached;
+        }
+        let (file, end) = (Arc::clone(&self.file), self.block_end(start));
+        Next::Reading(tokio::task::spawn_blocking(move || read_block(&file, start, end)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::path::Path;
 
     use super::*;
     use crate::serve::route::{Target, route};
@@ -174,8 +245,19 @@ mod tests {
     fn text_of(root: &Path, path: &str) -> Result<String, io::ErrorKind> {
         let directory = OwnedFd::from(File::open(root).unwrap());
         let Some(Target::File(resource)) = route(&format!("/cvmfs/a/{path}")) else { panic!("{path} is no file") };
-        let (file, facts) = open(&directory, &resource).map_err(|error| error.kind())?;
-        Ok(String::from_utf8(read_part(&file, 0, facts.size).unwrap().into()).unwrap())
+        if open(&directory, &resource, Disk::Wait).is_err() {
+            assert!(open(&directory, &resource, Disk::CachedOnly).is_err(), "{path}");
+        }
+        let (file, facts) = open(&directory, &resource, Disk::Wait).map_err(|error| error.kind())?;
+        let text = String::from_utf8(read_part(&file, 0, facts.size, Disk::Wait).unwrap().into()).unwrap();
+        // What can be had from memory is the same.
+        if let Ok((file, cached)) = open(&directory, &resource, Disk::CachedOnly) {
+            assert_eq!(cached, facts);
+            if let Ok(bytes) = read_part(&file, 0, facts.size, Disk::CachedOnly) {
+                assert_eq!(bytes, text);
+            }
+        }
+        Ok(text)
     }
 
     #[test]
@@ -219,35 +301,38 @@ mod tests {
     fn only_regular_files_are_served() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join(".cvmfspublished")).unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            root.path().join(".cvmfsreflog"),
-            rustix::fs::FileType::Fifo,
-            Mode::RUSR,
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(CWD, root.path().join(".cvmfsreflog"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(root.path().join(".cvmfswhitelist")).unwrap();
         for name in [".cvmfspublished", ".cvmfsreflog", ".cvmfswhitelist"] {
             assert_eq!(text_of(root.path(), name), Err(io::ErrorKind::NotFound), "{name}");
         }
     }
 
+    /// Sends a part of a file with each of the two ways to read.
+    fn bodies(path: &Path, start: u64, end: u64) -> [FileBody; 2] {
+        let open = || FileBody::new(File::open(path).unwrap(), start, end);
+        let cached = open();
+        let mut threaded = open();
+        threaded.next = threaded.read_ahead(start);
+        [cached, threaded]
+    }
+
     #[tokio::test]
     async fn a_large_file_arrives_in_blocks() {
         let size = 2 * BLOCK_SIZE + 1;
-        let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), &content).unwrap();
+        let content: Vec<u8> = (0..=250).cycle().take(usize::try_from(size).unwrap()).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &content).unwrap();
         for (start, blocks) in [(0, 3), (1, 2), (size - 1, 1)] {
-            let mut body = FileBody::open(File::open(path.path()).unwrap(), start, size).unwrap();
-            let mut received = Vec::new();
-            let mut count = 0;
-            while let Some(block) = std::future::poll_fn(|context| body.poll_block(context)).await {
-                received.extend_from_slice(&block.unwrap());
-                count += 1;
+            for mut body in bodies(file.path(), start, size) {
+                let mut received = Vec::new();
+                let mut count = 0;
+                while let Some(block) = std::future::poll_fn(|context| body.poll_block(context)).await {
+                    received.extend_from_slice(&block.unwrap());
+                    count += 1;
+                }
+                assert_eq!((received.as_slice(), count), (&content[usize::try_from(start).unwrap()..], blocks));
             }
-            assert_eq!((received.as_slice(), count), (&content[usize::try_from(start).unwrap()..], blocks));
         }
     }
 
@@ -256,13 +341,14 @@ mod tests {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), vec![1; 1000]).unwrap();
         let file = File::open(path.path()).unwrap();
-        assert_eq!(read_part(&file, 0, 1001).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        path.as_file().set_len(3 * BLOCK_SIZE).unwrap();
-        let mut body = FileBody::open(File::open(path.path()).unwrap(), 0, 3 * BLOCK_SIZE).unwrap();
+        assert_eq!(read_part(&file, 0, 1001, Disk::Wait).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(read_part(&file, 0, 1001, Disk::CachedOnly).is_err());
         path.as_file().set_len(BLOCK_SIZE).unwrap();
-        let mut next = async || std::future::poll_fn(|context| body.poll_block(context)).await;
-        assert!(next().await.unwrap().is_ok());
-        assert_eq!(next().await.unwrap().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert!(next().await.is_none());
+        for mut body in bodies(path.path(), 0, 3 * BLOCK_SIZE) {
+            let mut next = async || std::future::poll_fn(|context| body.poll_block(context)).await;
+            assert!(next().await.unwrap().is_ok());
+            assert_eq!(next().await.unwrap().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            assert!(next().await.is_none());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Listening addresses and the loop that takes connections from them.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,11 +132,5 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Writes IPv4 clients of an IPv6 socket as what they are.
 fn unmapped(client: SocketAddr) -> SocketAddr {
-    match client.ip() {
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(mapped) => SocketAddr::new(IpAddr::V4(mapped), client.port()),
-            None => client,
-        },
-        IpAddr::V4(Ipv4Addr { .. }) => client,
-    }
+    SocketAddr::new(client.ip().to_canonical(), client.port())
 }

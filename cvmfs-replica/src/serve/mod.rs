@@ -44,11 +44,13 @@ pub use listener::{listen, raise_open_file_limit};
 pub use repositories::Repositories;
 
 use connection::Shared;
+use listener::Accepted;
 
 /// Limits and habits of the server.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Connections served at the same time, over all addresses; more wait until one ends. At least 1.
+    /// Connections served at the same time, over all addresses; more wait until one ends. At least 1. The process
+    /// must be allowed two open files for each, see [`raise_open_file_limit`].
     pub max_connections: usize,
     /// Within this time a connection must bring a complete request head, counted from its beginning or from the
     /// end of the response before. It bounds slow senders and unused connections alike.
@@ -129,7 +131,11 @@ pub async fn serve(
     shutdown.await;
     stop.send_replace(true);
     let mut outcome = ServeOutcome { connections: 0, requests: 0, aborted: 0 };
-    for accepted in running.join_all().await {
+    while let Some(finished) = running.join_next().await {
+        let accepted = finished.unwrap_or_else(|failure| {
+            tracing::error!(%failure, "a listener failed");
+            Accepted::default()
+        });
         outcome.connections += accepted.connections;
         outcome.aborted += accepted.aborted;
     }

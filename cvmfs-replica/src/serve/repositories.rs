@@ -6,14 +6,18 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use super::file::{Disk, open_directory};
 use super::route::{Place, is_repository_name};
+
+/// What makes a directory of the tree a repository.
+const MANIFEST: &str = ".cvmfspublished";
 
 /// Storage directories by repository name or alias, looked up anew for every request.
 ///
 /// Nothing is remembered between requests: a repository appears with its first manifest and is gone with its
-/// directory. A lookup is two system calls.
+/// directory. A lookup is a few system calls.
 ///
 /// ```
 /// # fn main() -> cvmfs_core::error::Result<()> {
@@ -71,30 +75,30 @@ impl Repositories {
     /// Opens the directory that paths at `place` are relative to.
     ///
     /// The operator places this directory, so links on the way are followed; below it they are not.
-    pub(super) fn open(&self, place: &Place) -> io::Result<OwnedFd> {
+    pub(super) fn open(&self, place: &Place, disk: Disk) -> io::Result<OwnedFd> {
         let tree = || self.tree.as_deref().ok_or(io::ErrorKind::NotFound);
         match place {
-            Place::Info => open_directory(&tree()?.join("info")),
+            Place::Info => open_directory(&tree()?.join("info"), disk),
             Place::Repository(name) => match self.named.get(name) {
-                Some(directory) => open_directory(directory),
-                None => open_published(&tree()?.join(name)),
+                Some(directory) => open_directory(directory, disk),
+                None => open_published(&tree()?.join(name), disk),
             },
         }
     }
 
     fn is_served(&self, name: &str) -> bool {
-        self.open(&Place::Repository(name.to_owned())).is_ok()
+        self.open(&Place::Repository(name.to_owned()), Disk::Wait).is_ok()
     }
 }
 
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
 /// Opens a directory of the tree, unless it is something else than a repository with a revision.
-fn open_published(path: &Path) -> io::Result<OwnedFd> {
-    let directory = open_directory(path)?;
-    rustix::fs::accessat(&directory, ".cvmfspublished", Access::EXISTS, AtFlags::empty())?;
+fn open_published(path: &Path, disk: Disk) -> io::Result<OwnedFd> {
+    let directory = open_directory(path, disk)?;
+    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    match disk {
+        Disk::Wait => rustix::fs::openat(&directory, MANIFEST, flags, mode),
+        Disk::CachedOnly => rustix::fs::openat2(&directory, MANIFEST, flags, mode, ResolveFlags::CACHED),
+    }?;
     Ok(directory)
 }
 
@@ -130,7 +134,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let repositories = Repositories::default().with("alias", root.path()).unwrap();
         assert_eq!(repositories.names().unwrap(), ["alias"]);
-        assert!(repositories.open(&Place::Repository("alias".to_owned())).is_ok());
+        assert!(repositories.open(&Place::Repository("alias".to_owned()), Disk::Wait).is_ok());
         for name in ["", "info", "../x", "a/b", ".a", "a b", "a%2e"] {
             assert!(Repositories::default().with(name, root.path()).is_err(), "{name}");
         }

@@ -32,7 +32,7 @@ const ERROR_MAX_AGE: u32 = 10;
 const LAST_MODIFIED_MIN_AGE: Duration = Duration::from_secs(2);
 
 /// What is known of an open file.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Bytes.
     pub(super) size: u64,

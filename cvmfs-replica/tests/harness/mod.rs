@@ -98,7 +98,7 @@ impl Server {
     /// Like `get`, with another method and more header lines, each ending with `\r\n`.
     pub fn ask(&self, method: &str, path: &str, headers: &str) -> Reply {
         let mut client = self.connect();
-        client.send(&format!("{method} /cvmfs/{REPOSITORY}/{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        client.send(format!("{method} /cvmfs/{REPOSITORY}/{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
         client.reply_to(method)
     }
 
