@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The CernVM-FS Stratum 1: a read-only copy of repositories, served over HTTP.
+//!
+//! ```text
+//! Stratum 0 ─► snapshot ─► storage directory ─► serve ─► caches ─► clients
+//! ```
+//!
+//! [`serve`] offers the storage directories of repositories to caches and clients. It needs no other web server,
+//! and it serves a Stratum 0 just as well.
+
+pub mod serve;

@@ -1,0 +1,177 @@
+//! One request in, one response out.
+//!
+//! 1. Refuse what is too long or not a plain read.
+//! 2. Find what the path names ([`super::route`]).
+//! 3. Open the file and decide what of it to send ([`super::file`], [`super::respond`]).
+//! 4. Read it, if it is small; otherwise prepare to stream it.
+//!
+//! Steps 3 and 4 are tried with what the system has in memory; failing that, they run on a thread that may wait
+//! for the disk.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::access::Record;
+use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
+use super::repositories::Repositories;
+use super::respond::{self, Representation, Selection};
+use super::route::{Resource, Target, route};
+
+/// The body of a response.
+#[derive(Debug)]
+pub(super) struct ResponseBody {
+    content: Content,
+    /// Written to the access log when the response is done with, one way or the other.
+    record: Option<Record>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Bytes(Bytes),
+    File(FileBody),
+}
+
+impl ResponseBody {
+    fn bytes(bytes: impl Into<Bytes>) -> Self {
+        Self { content: Content::Bytes(bytes.into()), record: None }
+    }
+
+    /// Has the response logged.
+    pub(super) fn logged(mut self, record: Record) -> Self {
+        self.record = Some(record);
+        self
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let block = match &mut self.content {
+            Content::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Content::Bytes(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+            Content::File(file) => file.poll_block(context),
+        };
+        if let (Poll::Ready(Some(Ok(block))), Some(record)) = (&block, &mut self.record) {
+            record.add(block.len());
+        }
+        block.map_ok(Frame::data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.size_hint().exact() == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(match &self.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File(file) => file.remaining(),
+        })
+    }
+}
+
+/// Answers `request`; every failure is an answer, too.
+pub(super) async fn answer(
+    request: Request<()>,
+    repositories: &Arc<Repositories>,
+    max_uri_length: usize,
+) -> Response<ResponseBody> {
+    let now = SystemTime::now();
+    let method = request.method();
+    // Nothing that we serve has a query; it is ignored, as every web server does for files.
+    let uri_length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    if uri_length > max_uri_length {
+        return error(StatusCode::URI_TOO_LONG, method, now);
+    }
+    if method != Method::GET && method != Method::HEAD {
+        return error(StatusCode::METHOD_NOT_ALLOWED, method, now);
+    }
+    match route(request.uri().path()) {
+        None => error(StatusCode::NOT_FOUND, method, now),
+        Some(Target::Health) => text("ok", respond::health_head, method, now),
+        // TODO(a geographic database can be configured): sort the servers.
+        Some(Target::Geo) => text("Bad Request: no geographic database\n", respond::geo_head, method, now),
+        Some(Target::File(resource)) => {
+            if let Ok(response) = try_file_response(&request, &resource, repositories, now, Disk::CachedOnly) {
+                return response;
+            }
+            let repositories = Arc::clone(repositories);
+            let work = move || file_response(&request, &resource, &repositories, now);
+            tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
+                tracing::error!(%failure, "cannot answer a request");
+                error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
+            })
+        }
+    }
+}
+
+/// Answers a request for a file; waits for the disk.
+fn file_response(
+    request: &Request<()>,
+    resource: &Resource,
+    repositories: &Repositories,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    match try_file_response(request, resource, repositories, now, Disk::Wait) {
+        Ok(response) => response,
+        Err(failure) if failure.kind() == io::ErrorKind::NotFound => {
+            error(StatusCode::NOT_FOUND, request.method(), now)
+        }
+        Err(failure) => {
+            // Clients take any 5xx as "this host is in trouble" and ask the next one. (A 403 they would blame
+            // on the proxy.)
+            tracing::error!(path = %request.uri().path(), %failure, "cannot read a file");
+            error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now)
+        }
+    }
+}
+
+fn try_file_response(
+    request: &Request<()>,
+    resource: &Resource,
+    repositories: &Repositories,
+    now: SystemTime,
+    disk: Disk,
+) -> io::Result<Response<ResponseBody>> {
+    let directory = repositories.open(&resource.place, disk)?;
+    let (file, facts) = file::open(&directory, resource, disk)?;
+    let representation = Representation::new(resource.kind, &resource.path, facts, now);
+    let selection = respond::select(request.method(), request.headers(), &representation);
+    let head = respond::file_head(selection, &representation, now);
+    let (start, end) = match selection {
+        _ if request.method() == Method::HEAD => (0, 0),
+        Selection::NotModified | Selection::Unsatisfiable => (0, 0),
+        Selection::Whole => (0, facts.size),
+        Selection::Part { start, end } => (start, end),
+    };
+    let content = if end - start <= SMALL_FILE_MAX {
+        Content::Bytes(file::read_part(&file, start, end, disk)?)
+    } else {
+        Content::File(FileBody::new(file, start, end))
+    };
+    Ok(head.map(|()| ResponseBody { content, record: None }))
+}
+
+fn error(status: StatusCode, method: &Method, now: SystemTime) -> Response<ResponseBody> {
+    let message = format!("{}\n", status.canonical_reason().unwrap_or("error"));
+    text(message, |length, now| respond::error_head(status, length, now), method, now)
+}
+
+fn text(
+    message: impl Into<Bytes>,
+    head: impl FnOnce(u64, SystemTime) -> Response<()>,
+    method: &Method,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    let message = message.into();
+    let head = head(message.len() as u64, now);
+    head.map(|()| ResponseBody::bytes(if method == Method::HEAD { Bytes::new() } else { message }))
+}

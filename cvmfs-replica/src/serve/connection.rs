@@ -1,0 +1,167 @@
+//! One connection: its requests one after the other, and the limits that keep it from lasting for ever.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use super::ServeOptions;
+use super::access::Record;
+use super::answer::{ResponseBody, answer};
+use super::repositories::Repositories;
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) repositories: Arc<Repositories>,
+    pub(super) options: ServeOptions,
+    pub(super) requests: AtomicU64,
+}
+
+/// Serves the requests of one client until it leaves, is too slow, or `stopping` turns true.
+///
+/// On `stopping` the request at hand is still answered, however long it takes; whoever waits sets the limit.
+pub(super) async fn run(
+    stream: TcpStream,
+    client: SocketAddr,
+    shared: Arc<Shared>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    // Heads and small bodies are written at once; waiting to fill a packet would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%client, %error, "cannot set TCP_NODELAY");
+    }
+    let options = &shared.options;
+    let io = TokioIo::new(StallGuard::new(stream, options.write_stall_timeout));
+    let service = service_fn(|request| handle(request, client, &shared));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(options.request_timeout)
+            .max_header_size(options.max_header_size)
+            // HTTP does not care, but scripts that look for `Content-Length` in the output of curl do.
+            .title_case_headers(true)
+            // Simple clients close their half after the request; they still want the answer.
+            .half_close(true)
+            .serve_connection(io, service)
+    );
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stopping) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        // Clients that vanish or are too slow are everyday life.
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        tracing::debug!(%client, %error, cause, "connection ended");
+    }
+}
+
+/// Waits until the server is to stop.
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the server itself is gone, which is a reason to stop as well.
+    drop(stopping.wait_for(|stopping| *stopping).await);
+}
+
+async fn handle(
+    request: Request<Incoming>,
+    client: SocketAddr,
+    shared: &Shared,
+) -> Result<Response<ResponseBody>, Infallible> {
+    shared.requests.fetch_add(1, Ordering::Relaxed);
+    // Nobody reads a request body. hyper drops what has arrived with the head and closes if there is more.
+    let request = request.map(drop);
+    let record = shared.options.access_log.then(|| Record::new(client, &request));
+    let response = answer(request, &shared.repositories, shared.options.max_uri_length).await;
+    let status = response.status();
+    Ok(match record {
+        Some(record) => response.map(|body| body.logged(record.status(status))),
+        None => response,
+    })
+}
+
+/// A stream that fails when the other side takes no bytes for too long.
+#[derive(Debug)]
+struct StallGuard {
+    stream: TcpStream,
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether a write is waiting and `timer` is set for it.
+    waiting: bool,
+}
+
+impl StallGuard {
+    fn new(stream: TcpStream, limit: Duration) -> Self {
+        Self { stream, limit, timer: None, waiting: false }
+    }
+
+    /// Passes on the result of a write, unless it has been pending for too long.
+    fn watch<T>(&mut self, result: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.waiting = false;
+            return result;
+        }
+        let deadline = || Instant::now() + self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline())));
+        if !self.waiting {
+            self.waiting = true;
+            timer.as_mut().reset(deadline());
+        }
+        timer.as_mut().poll(context).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "client takes no data")))
+    }
+}
+
+impl AsyncRead for StallGuard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for StallGuard {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(result, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.watch(result, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(result, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

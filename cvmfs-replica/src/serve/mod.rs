@@ -1,0 +1,144 @@
+//! Read-only HTTP for repositories, in front of caches and clients.
+//!
+//! ```text
+//! listener ─► connection ─► answer ─┬─► route      path → what it names, if anything
+//!  accepts     one client,          ├─► file       what it names → an open file
+//!              limits               └─► respond    file and conditions → head, range
+//! ```
+//!
+//! A repository is served as it lies in its storage directory, and only those files of it that are meant for
+//! the world; a request for anything else is 404 before a file is touched. Bodies are the stored bytes, never
+//! encoded another way. HTTP/1.1 only, because that is what the client speaks.
+//!
+//! | path | type | kept for |
+//! | --- | --- | --- |
+//! | `/cvmfs/<name>/data/…` | `application/octet-stream` | 3 days |
+//! | `/cvmfs/<name>/.cvmfs…` | `application/x-cvmfs` | 61 s |
+//! | `/cvmfs/<name>/stats/…` | by extension | 61 s |
+//! | `/cvmfs/info/v1/{repositories,meta}.json` | `application/json` | 61 s |
+//! | `/cvmfs/<name>/api/v1.0/geo/…` | 400: no geographic database | 300 s |
+//! | `/healthz` | `ok` | not at all |
+//! | everything else | 404 | 10 s |
+//!
+//! Responses to one request are events with the target `access`, if [`ServeOptions::access_log`] is set.
+
+mod access;
+mod answer;
+mod connection;
+mod file;
+mod listener;
+mod repositories;
+mod respond;
+mod route;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cvmfs_core::error::{Error, Result};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+pub use listener::{listen, raise_open_file_limit};
+pub use repositories::Repositories;
+
+use connection::Shared;
+use listener::Accepted;
+
+/// Limits and habits of the server.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Connections served at the same time, over all addresses; more wait until one ends. At least 1. The process
+    /// must be allowed two open files for each, see [`raise_open_file_limit`].
+    pub max_connections: usize,
+    /// Within this time a connection must bring a complete request head, counted from its beginning or from the
+    /// end of the response before. It bounds slow senders and unused connections alike.
+    pub request_timeout: Duration,
+    /// A client that takes no byte for this long is cut off. Until then the system's own buffers, up to some
+    /// megabytes, may hide that it is slow.
+    pub write_stall_timeout: Duration,
+    /// How long running responses may take to finish after the server was asked to stop.
+    pub shutdown_grace: Duration,
+    /// Longest path and query in bytes; what is longer gets a 414.
+    pub max_uri_length: usize,
+    /// Longest request head in bytes, first line included; what is longer gets a 431.
+    pub max_header_size: usize,
+    /// Whether every response is an event with the target `access`, at level `INFO`.
+    pub access_log: bool,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 8192,
+            request_timeout: Duration::from_secs(30),
+            write_stall_timeout: Duration::from_secs(60),
+            shutdown_grace: Duration::from_secs(30),
+            max_uri_length: 4096,
+            max_header_size: 16 * 1024,
+            access_log: false,
+        }
+    }
+}
+
+/// What a server did in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct ServeOutcome {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Requests answered, in whatever way.
+    pub requests: u64,
+    /// Connections cut off at the end because they did not finish in time.
+    pub aborted: u64,
+}
+
+/// Serves `repositories` on `listeners` (see [`listen`]) until `shutdown` completes.
+///
+/// Then no connection is accepted any more, idle ones are closed, and running responses are finished for at most
+/// [`ServeOptions::shutdown_grace`]. Problems with single connections or files never end the server. Dropping the
+/// future stops at once.
+///
+/// ```no_run
+/// # async fn example() -> cvmfs_core::error::Result<()> {
+/// use cvmfs_replica::serve::{Repositories, ServeOptions, listen, serve};
+///
+/// let listeners = listen(&["[::]:8000".parse().expect("an address")])?;
+/// let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// serve(listeners, Repositories::scan("/"), ServeOptions::default(), stop).await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// `InvalidInput` if there is no listener.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    repositories: Repositories,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<ServeOutcome> {
+    if listeners.is_empty() {
+        return Err(Error::invalid("server", "no address to listen on"));
+    }
+    let (stop, stopping) = watch::channel(false);
+    let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let shared = Arc::new(Shared { repositories: Arc::new(repositories), options, requests: AtomicU64::new(0) });
+    let mut running = JoinSet::new();
+    for listener in listeners {
+        running.spawn(listener::run(listener, Arc::clone(&slots), Arc::clone(&shared), stopping.clone()));
+    }
+    shutdown.await;
+    stop.send_replace(true);
+    let mut outcome = ServeOutcome { connections: 0, requests: 0, aborted: 0 };
+    while let Some(finished) = running.join_next().await {
+        let accepted = finished.unwrap_or_else(|failure| {
+            tracing::error!(%failure, "a listener failed");
+            Accepted::default()
+        });
+        outcome.connections += accepted.connections;
+        outcome.aborted += accepted.aborted;
+    }
+    outcome.requests = shared.requests.load(Ordering::Relaxed);
+    Ok(outcome)
+}

@@ -1,0 +1,142 @@
+//! Which repositories are served, and from where.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use cvmfs_core::error::{Error, IoContext as _, Result};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::file::{Disk, open_directory};
+use super::route::{Place, is_repository_name};
+
+/// What makes a directory of the tree a repository.
+const MANIFEST: &str = ".cvmfspublished";
+
+/// Storage directories by repository name or alias, looked up anew for every request.
+///
+/// Nothing is remembered between requests: a repository appears with its first manifest and is gone with its
+/// directory. A lookup is a few system calls.
+///
+/// ```
+/// # fn main() -> cvmfs_core::error::Result<()> {
+/// use cvmfs_replica::serve::Repositories;
+///
+/// let repositories = Repositories::scan("/").with("mirror", "/data/software.example.org")?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Repositories {
+    tree: Option<PathBuf>,
+    named: BTreeMap<String, PathBuf>,
+}
+
+impl Repositories {
+    /// Serves everything below `<root>/srv/cvmfs/`.
+    ///
+    /// Every directory there with a `.cvmfspublished` in it is a repository, under the directory's name; it may be
+    /// a link to where the data really is. `info/` holds the server-wide documents. The tree need not exist yet.
+    pub fn scan(root: impl AsRef<Path>) -> Self {
+        Self { tree: Some(root.as_ref().join("srv/cvmfs")), named: BTreeMap::new() }
+    }
+
+    /// Serves `directory` as `name`, in preference to a directory of that name in the tree.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `name` cannot be a repository or an alias.
+    pub fn with(mut self, name: &str, directory: impl Into<PathBuf>) -> Result<Self> {
+        if !is_repository_name(name) {
+            return Err(Error::invalid(format!("repository name {name:?}"), "cannot be part of an address"));
+        }
+        self.named.insert(name.to_owned(), directory.into());
+        Ok(self)
+    }
+
+    /// The names that are served at this moment, in alphabetical order.
+    ///
+    /// # Errors
+    /// `Io` if the tree cannot be listed; a tree that does not exist is an empty one.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: BTreeSet<String> = self.named.keys().cloned().collect();
+        if let Some(tree) = &self.tree {
+            let entries = match std::fs::read_dir(tree) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names.into_iter().collect()),
+                entries => entries.at(tree)?,
+            };
+            for entry in entries {
+                let name = entry.at(tree)?.file_name();
+                names.extend(name.into_string().ok().filter(|name| is_repository_name(name) && self.is_served(name)));
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Opens the directory that paths at `place` are relative to.
+    ///
+    /// The operator places this directory, so links on the way are followed; below it they are not.
+    pub(super) fn open(&self, place: &Place, disk: Disk) -> io::Result<OwnedFd> {
+        let tree = || self.tree.as_deref().ok_or(io::ErrorKind::NotFound);
+        match place {
+            Place::Info => open_directory(&tree()?.join("info"), disk),
+            Place::Repository(name) => match self.named.get(name) {
+                Some(directory) => open_directory(directory, disk),
+                None => open_published(&tree()?.join(name), disk),
+            },
+        }
+    }
+
+    fn is_served(&self, name: &str) -> bool {
+        self.open(&Place::Repository(name.to_owned()), Disk::Wait).is_ok()
+    }
+}
+
+/// Opens a directory of the tree, unless it is something else than a repository with a revision.
+fn open_published(path: &Path, disk: Disk) -> io::Result<OwnedFd> {
+    let directory = open_directory(path, disk)?;
+    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    match disk {
+        Disk::Wait => rustix::fs::openat(&directory, MANIFEST, flags, mode),
+        Disk::CachedOnly => rustix::fs::openat2(&directory, MANIFEST, flags, mode, ResolveFlags::CACHED),
+    }?;
+    Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(root: &Path, name: &str, published: bool) {
+        let directory = root.join("srv/cvmfs").join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        if published {
+            std::fs::write(directory.join(".cvmfspublished"), "").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_repository_is_a_directory_with_a_manifest() {
+        let root = tempfile::tempdir().unwrap();
+        let repositories = Repositories::scan(root.path());
+        assert_eq!(repositories.names().unwrap(), Vec::<String>::new());
+        make(root.path(), "b.example.org", true);
+        make(root.path(), "a.example.org", false);
+        make(root.path(), "info", true);
+        make(root.path(), ".hidden", true);
+        std::fs::write(root.path().join("srv/cvmfs/file"), "").unwrap();
+        assert_eq!(repositories.names().unwrap(), ["b.example.org"]);
+        make(root.path(), "a.example.org", true);
+        assert_eq!(repositories.names().unwrap(), ["a.example.org", "b.example.org"]);
+    }
+
+    #[test]
+    fn a_given_directory_needs_a_name_that_fits_an_address() {
+        let root = tempfile::tempdir().unwrap();
+        let repositories = Repositories::default().with("alias", root.path()).unwrap();
+        assert_eq!(repositories.names().unwrap(), ["alias"]);
+        assert!(repositories.open(&Place::Repository("alias".to_owned()), Disk::Wait).is_ok());
+        for name in ["", "info", "../x", "a/b", ".a", "a b", "a%2e"] {
+            assert!(Repositories::default().with(name, root.path()).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! From the path of a request to what it names; no I/O, no decoding, nothing by default.
+//!
+//! The rules are a list of what exists. Every name in a repository's storage consists of letters, digits and
+//! `. _ -`, so a path with a percent sign, backslash, doubled slash, `..` or anything else that could be read in
+//! two ways matches no rule and is simply not found. What comes out is safe to hand to [`super::file`], which
+//! follows no symbolic links besides.
+
+use cvmfs_core::hash::ObjectId;
+
+/// Longest repository name or alias that is looked up. Source: `cvmfs/sanitizer.h`.
+const REPOSITORY_NAME_MAX: usize = 60;
+
+/// How deep and long the names below `stats/` may be; the reference writes one level.
+const STATISTICS_DEPTH_MAX: usize = 4;
+const FILE_NAME_MAX: usize = 255;
+
+/// Mutable files at the top of a repository that are published.
+const NAMED_FILES: [&str; 8] = [
+    ".cvmfspublished",
+    ".cvmfswhitelist",
+    ".cvmfswhitelist.pkcs7",
+    ".cvmfsreflog",
+    ".cvmfs_master_replica",
+    ".cvmfs_status.json",
+    ".cvmfs_last_snapshot",
+    ".cvmfs_is_snapshotting",
+];
+
+/// Server-wide documents, by their path below `/cvmfs/info/`.
+const INFO_FILES: [&str; 2] = ["v1/repositories.json", "v1/meta.json"];
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Whether the server is up.
+    Health,
+    /// The order of servers by distance, which needs a geographic database.
+    Geo,
+    /// A file.
+    File(Resource),
+}
+
+/// A file that may be served, if it exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resource {
+    /// Which directory `path` is relative to.
+    pub(super) place: Place,
+    /// Plain names joined by single slashes.
+    pub(super) path: String,
+    /// What the file is, which decides how long it may be cached.
+    pub(super) kind: Kind,
+}
+
+/// Where a file lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the storage of the repository with this name or alias.
+    Repository(String),
+    /// In the directory of server-wide documents.
+    Info,
+}
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A content-addressed object: the same bytes for ever.
+    Object(ObjectId),
+    /// The second name of an object, a link at the top of the repository.
+    Alternative(ObjectId),
+    /// A `.cvmfs…` file that is replaced from time to time.
+    Named,
+    /// A server-wide JSON document.
+    Info,
+    /// A file below `stats/`.
+    Statistics,
+}
+
+/// Finds what `path` names; `None` if it cannot name anything.
+pub(super) fn route(path: &str) -> Option<Target> {
+    if path == "/healthz" {
+        return Some(Target::Health);
+    }
+    let (repository, inside) = path.strip_prefix("/cvmfs/")?.split_once('/')?;
+    if repository == "info" {
+        let known = INFO_FILES.contains(&inside);
+        return known.then(|| file(Place::Info, inside, Kind::Info));
+    }
+    if !is_repository_name(repository) {
+        return None;
+    }
+    if is_geo_request(inside) {
+        return Some(Target::Geo);
+    }
+    let kind = kind_of(inside)?;
+    Some(file(Place::Repository(repository.to_owned()), inside, kind))
+}
+
+/// Whether `name` can be a repository or an alias of one.
+///
+/// Unlike a fully qualified name, an alias needs no dot. `info` is taken by the server-wide documents.
+pub(super) fn is_repository_name(name: &str) -> bool {
+    name.len() <= REPOSITORY_NAME_MAX
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name != "info"
+}
+
+/// The path of an object below the repository.
+pub(super) fn object_path(id: ObjectId) -> String {
+    let name = id.to_string();
+    let (shard, rest) = name.split_at(2);
+    format!("data/{shard}/{rest}")
+}
+
+fn file(place: Place, path: &str, kind: Kind) -> Target {
+    Target::File(Resource { place, path: path.to_owned(), kind })
+}
+
+/// What the file at `inside` a repository is; `None` for everything that is not published.
+fn kind_of(inside: &str) -> Option<Kind> {
+    if let Some(object) = inside.strip_prefix("data/") {
+        let (shard, rest) = object.split_once('/')?;
+        // A slash in `rest` or a shard of another length leaves no valid id, so `data/txn/…` ends here too.
+        let id = (shard.len() == 2).then(|| format!("{shard}{rest}").parse().ok())??;
+        return Some(Kind::Object(id));
+    }
+    if let Some(id) = inside.strip_prefix(".cvmfsalt-") {
+        return id.parse().ok().map(Kind::Alternative);
+    }
+    if let Some(below) = inside.strip_prefix("stats/") {
+        let plain = below.split('/').all(is_plain_name) && below.split('/').count() <= STATISTICS_DEPTH_MAX;
+        return plain.then_some(Kind::Statistics);
+    }
+    NAMED_FILES.contains(&inside).then_some(Kind::Named)
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.starts_with('.')
+        && (1..=FILE_NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte))
+}
+
+/// Whether `inside` is `api/vN.M/geo/…`; what follows is the client's to choose and never touches a file.
+fn is_geo_request(inside: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    inside
+        .strip_prefix("api/v")
+        .and_then(|rest| rest.split_once('/'))
+        .and_then(|(version, function)| version.split_once('.').zip(Some(function)))
+        .is_some_and(|((major, minor), function)| number(major) && number(minor) && function.starts_with("geo/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "ff049c626904064d641feca0e9936e5b211807c6";
+
+    fn kind(path: &str) -> Option<Kind> {
+        match route(path) {
+            Some(Target::File(resource)) => Some(resource.kind),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn published_files_are_found() {
+        for name in NAMED_FILES {
+            assert_eq!(kind(&format!("/cvmfs/a.example.org/{name}")), Some(Kind::Named), "{name}");
+        }
+        for suffix in ["", "C", "P", "H", "X", "M", "L", "-rmd160", "-shake128C"] {
+            let id = format!("{ID}{suffix}").parse().unwrap();
+            let path = format!("/cvmfs/a.example.org/data/ff/{}{suffix}", &ID[2..]);
+            assert_eq!(kind(&path), Some(Kind::Object(id)));
+            assert_eq!(format!("/cvmfs/a.example.org/{}", object_path(id)), path);
+            assert_eq!(kind(&format!("/cvmfs/a/.cvmfsalt-{ID}{suffix}")), Some(Kind::Alternative(id)));
+        }
+        assert_eq!(kind("/cvmfs/a.example.org/stats/stats.db"), Some(Kind::Statistics));
+        assert_eq!(kind("/cvmfs/a.example.org/stats/plots/size.png"), Some(Kind::Statistics));
+        assert_eq!(kind("/cvmfs/info/v1/repositories.json"), Some(Kind::Info));
+        assert_eq!(kind("/cvmfs/info/v1/meta.json"), Some(Kind::Info));
+        assert_eq!(route("/healthz"), Some(Target::Health));
+    }
+
+    #[test]
+    fn a_resource_names_its_repository_and_its_path_inside() {
+        let expected = Resource {
+            place: Place::Repository("b-replica".to_owned()),
+            path: ".cvmfspublished".to_owned(),
+            kind: Kind::Named,
+        };
+        assert_eq!(route("/cvmfs/b-replica/.cvmfspublished"), Some(Target::File(expected)));
+    }
+
+    #[test]
+    fn geo_requests_need_a_version_and_the_function() {
+        for path in ["api/v1.0/geo/proxy/a,b", "api/v1.0/geo/", "api/v20.13/geo/x/y"] {
+            assert_eq!(route(&format!("/cvmfs/a.example.org/{path}")), Some(Target::Geo), "{path}");
+        }
+        for path in ["api/v1.0/geo", "api/v1/geo/x", "api/v1.x/geo/x", "api/v1.0/other/x", "api/", "api/v.1/geo/x"] {
+            assert_eq!(route(&format!("/cvmfs/a.example.org/{path}")), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn everything_else_names_nothing() {
+        let rest = &ID[2..];
+        for path in [
+            "",
+            "/",
+            "*",
+            "/cvmfs",
+            "/cvmfs/",
+            "/cvmfs/a.b",
+            "/cvmfs/a.b/",
+            "/cvmfs/a.b//.cvmfspublished",
+            "//cvmfs/a.b/.cvmfspublished",
+            "/cvmfs//.cvmfspublished",
+            "/cvmfs/../.cvmfspublished",
+            "/cvmfs/.a/.cvmfspublished",
+            "/cvmfs/a%2eb/.cvmfspublished",
+            "/cvmfs/a.b/.cvmfspublished/",
+            "/cvmfs/a.b/.cvmfsempty",
+            "/cvmfs/a.b/.htaccess",
+            "/cvmfs/a.b/data",
+            "/cvmfs/a.b/data/",
+            "/cvmfs/a.b/data/ff",
+            "/cvmfs/a.b/data/ff/",
+            "/cvmfs/a.b/data/txn",
+            "/cvmfs/a.b/data/txn/temporary",
+            &format!("/cvmfs/a.b/data/f/f{rest}"),
+            &format!("/cvmfs/a.b/data/ff0/{}", &ID[3..]),
+            &format!("/cvmfs/a.b/data/FF/{rest}"),
+            &format!("/cvmfs/a.b/data/ff/{rest}Z"),
+            &format!("/cvmfs/a.b/data/ff/{rest}T"),
+            &format!("/cvmfs/a.b/data/ff/{rest}CC"),
+            &format!("/cvmfs/a.b/data/ff/{rest}-md5"),
+            &format!("/cvmfs/a.b/data/ff//{rest}"),
+            &format!("/cvmfs/a.b/.cvmfsalt-{rest}"),
+            "/cvmfs/a.b/.cvmfsalt-",
+            "/cvmfs/a.b/.cvmfsalt-../../x",
+            "/cvmfs/a.b/stats/",
+            "/cvmfs/a.b/stats/../.cvmfsreflog",
+            "/cvmfs/a.b/stats/.hidden",
+            "/cvmfs/a.b/stats/a/b/c/d/e",
+            "/cvmfs/info/v1/other.json",
+            "/cvmfs/info/.cvmfspublished",
+            "/healthz/",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+        assert_eq!(route(&format!("/cvmfs/{}/.cvmfspublished", "a".repeat(61))), None);
+        assert!(route(&format!("/cvmfs/{}/.cvmfspublished", "a".repeat(60))).is_some());
+    }
+}
