@@ -128,6 +128,12 @@ pub enum Special {
     BlockDevice(u64),
 }
 
+/// Composes a device number as the C library's `makedev` does.
+pub fn device_number(major: u32, minor: u32) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
+    (major & 0xffff_f000) << 32 | (major & 0xfff) << 8 | (minor & 0xffff_ff00) << 12 | minor & 0xff
+}
+
 /// Place of an entry in a group of hard links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hardlinks {
@@ -441,6 +447,16 @@ mod tests {
         assert!(raw(0o100_644, 4 | 2 << flag::COMPRESSION_SHIFT, &[1; 20]).is_err());
         assert!(raw(0, 4, &[1; 20]).is_err());
         assert!(raw(0o100_644, 4, &[1; 20]).is_ok());
+    }
+
+    /// Expected values are those of Python's `os.makedev`.
+    #[test]
+    fn device_numbers_are_those_of_the_c_library() {
+        for (major, minor, expected) in
+            [(1, 3, 0x103), (259, 70_000, 0x1111_0370), (4095, 255, 0xfffff), (4096, 256, 0x1000_0010_0000)]
+        {
+            assert_eq!(device_number(major, minor), expected);
+        }
     }
 
     #[test]

@@ -162,6 +162,8 @@ pub struct RepositoryConfig {
     pub storage: PathBuf,
     /// Directory for working files.
     pub spool: PathBuf,
+    /// `CVMFS_USER`: the system user who owns the repository.
+    pub owner: String,
     /// `CVMFS_HASH_ALGORITHM`.
     pub algorithm: Algorithm,
     /// `CVMFS_COMPRESSION_ALGORITHM`.
@@ -238,6 +240,7 @@ impl RepositoryConfig {
             name: name.clone(),
             storage: root.storage_dir(name),
             spool: root.spool_dir(name),
+            owner: "root".into(),
             algorithm: Algorithm::default(),
             compression: Compression::default(),
             chunking: Some(ChunkSizes::default()),
@@ -293,6 +296,7 @@ impl RepositoryConfig {
             name: name.clone(),
             storage: storage_directory(&variables, &default)?,
             spool: variables.get("CVMFS_SPOOL_DIR").map_or(default.spool, PathBuf::from),
+            owner: variables.get("CVMFS_USER").map_or(default.owner, str::to_owned),
             algorithm: variables.parse("CVMFS_HASH_ALGORITHM")?.unwrap_or_default(),
             compression: variables.parse("CVMFS_COMPRESSION_ALGORITHM")?.unwrap_or_default(),
             chunking: variables.flag("CVMFS_USE_FILE_CHUNKING", true).then_some(sizes),
@@ -335,6 +339,45 @@ fn parse_timespan(text: &str) -> Option<u32> {
         _ => return None,
     };
     number.checked_mul(days)
+}
+
+/// A user of this system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemUser {
+    /// The name.
+    pub name: String,
+    /// The number.
+    pub uid: u32,
+    /// The primary group.
+    pub gid: u32,
+}
+
+impl SystemUser {
+    /// Finds a user in `/etc/passwd`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there is none of that name.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::find(|user| user.name == name)?
+            .ok_or_else(|| Error::invalid(format!("user {name:?}"), "there is no such user"))
+    }
+
+    /// The user that this process runs as; named by the number if it has no name.
+    pub fn current() -> Result<Self> {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Ok(Self::find(|user| user.uid == uid)?.unwrap_or(Self { name: uid.to_string(), uid, gid }))
+    }
+
+    fn find(wanted: impl Fn(&Self) -> bool) -> Result<Option<Self>> {
+        let path = "/etc/passwd";
+        let text = fs::read_to_string(path).at(path)?;
+        let parse = |line: &str| {
+            let mut fields = line.split(':');
+            let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+            Some(Self { name: name.into(), uid: uid.parse().ok()?, gid: gid.parse().ok()? })
+        };
+        Ok(text.lines().filter_map(parse).find(wanted))
+    }
 }
 
 /// The keys that a publisher needs.

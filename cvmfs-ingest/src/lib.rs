@@ -1,10 +1,13 @@
-//! Streams tarballs into CernVM-FS repositories.
+//! Streams tarballs into CernVM-FS repositories: no mount, no staging, one revision.
 //!
 //! ```text
-//! file or pipe ─ decompress ─> tar bytes ─ Archive ─> entries and their content
+//! bytes ─► archive (decompress, tar) ─► source (changes) ─► pipeline ─► change set ─► commit
+//!          this crate                                       cvmfs-core
 //! ```
-//!
-//! Modules in reading order:
-//! - [`archive`]: every tar archive in one forward pass, compressed or not; knows nothing of repositories.
 
 pub mod archive;
+pub mod source;
+
+mod ingest;
+
+pub use ingest::{Options, Outcome, Seconds, ingest};

@@ -118,6 +118,7 @@ pub fn mkfs(root: &ServerRoot, name: &RepositoryName, options: &Options) -> Resu
         garbage_collectable: options.garbage_collectable,
         auto_tag: options.auto_tag,
         ttl: options.ttl,
+        owner: options.owner.clone(),
         ..RepositoryConfig::new(root, name)
     };
     refuse_existing(root, &config)?;

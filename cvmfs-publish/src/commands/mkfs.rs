@@ -2,9 +2,10 @@ use std::path::PathBuf;
 
 use cvmfs_core::cli::{GlobalArgs, now};
 use cvmfs_core::compression::Compression;
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::Result;
 use cvmfs_core::hash::Algorithm;
 use cvmfs_core::path::RepositoryName;
+use cvmfs_core::server::SystemUser;
 use cvmfs_publish::mkfs;
 
 /// Make a repository: keys, whitelist, an empty first revision, configuration files
@@ -54,7 +55,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let (owner, owner_ids) = owner(arguments.owner.as_deref())?;
+    let owner = arguments.owner.as_deref().map_or_else(SystemUser::current, SystemUser::named)?;
     let options = mkfs::Options {
         algorithm: arguments.hash,
         compression: arguments.compression,
@@ -64,8 +65,8 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         auto_tag: !arguments.no_autotags,
         auto_catalogs: arguments.autocatalogs,
         replicable: !arguments.not_replicable,
-        owner,
-        owner_ids,
+        owner_ids: (owner.uid, owner.gid),
+        owner: owner.name,
         url: arguments.url.clone(),
         keys: arguments.keys.clone(),
         whitelist_days: arguments.whitelist_days,
@@ -84,26 +85,4 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         text.push_str(&format!("Keep the master key safe, best on another machine: {}\n", master_key.display()));
     }
     global.print(&made, &text)
-}
-
-/// Name and numbers of a system user; without a name those of this process.
-fn owner(name: Option<&str>) -> Result<(String, (u32, u32))> {
-    let path = "/etc/passwd";
-    let passwd = std::fs::read_to_string(path).unwrap_or_default();
-    let mut users = passwd.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        let (user, _, uid, gid) =
-            (fields.next()?, fields.next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some((user.to_owned(), (uid, gid)))
-    });
-    match name {
-        Some(name) => users
-            .find(|(user, _)| user == name)
-            .ok_or_else(|| Error::invalid(format!("owner {name:?}"), format!("there is no such user in {path}"))),
-        None => {
-            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-            let user = users.find(|(_, (other, _))| *other == uid).map_or_else(|| uid.to_string(), |(user, _)| user);
-            Ok((user, (uid, gid)))
-        }
-    }
 }

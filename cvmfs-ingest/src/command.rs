@@ -1,0 +1,159 @@
+//! Arguments, conversion to library options, call, print.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use clap::Parser;
+use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, human_bytes, now};
+use cvmfs_core::commit::{self, Publisher};
+use cvmfs_core::compression::{Effort, Engine};
+use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::history::TagName;
+use cvmfs_core::path::RepoPath;
+use cvmfs_core::pipeline;
+use cvmfs_core::progress::Cancel;
+use cvmfs_core::server::SystemUser;
+use cvmfs_ingest::source::{self, Input, Ownership};
+use cvmfs_ingest::{Options, Outcome, ingest};
+
+/// Stream tarballs into a CernVM-FS repository and publish them as one revision
+#[derive(Debug, Parser)]
+#[command(name = "cvmfs-ingest", version, after_help = format!("Examples:
+  cvmfs-ingest --tar layer.tar --base-dir software/1.0
+  xz -dc layer.tar.xz | cvmfs-ingest --tar - --base-dir software/1.0
+  cvmfs-ingest --delete software/1.0 --tar new.tar.gz --base-dir software/1.1 --catalog --tag v1.1
+
+{EXIT_CODES}"))]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(flatten)]
+    repo: RepoArg,
+    /// Tarball, plain or compressed with gzip, zstd, xz or bzip2; `-` for standard input; may be repeated
+    #[arg(short = 't', long, value_name = "FILE", required_unless_present = "delete")]
+    tar: Vec<PathBuf>,
+    /// Directory of the repository below which the entries go [default: the root]
+    #[arg(short, long, value_name = "PATH", default_value = "", hide_default_value = true)]
+    base_dir: RepoPath,
+    /// Remove this path first, with everything below it; may be repeated
+    #[arg(short, long, value_name = "PATH")]
+    delete: Vec<RepoPath>,
+    /// Make the base directory a nested catalog
+    #[arg(short, long)]
+    catalog: bool,
+    /// Keep the owners that the tarballs name [default: everything belongs to the repository's owner]
+    #[arg(short, long, conflicts_with_all = ["uid", "gid"])]
+    keep_owner: bool,
+    /// Owner of everything
+    #[arg(short, long)]
+    uid: Option<u32>,
+    /// Group of everything
+    #[arg(short, long)]
+    gid: Option<u32>,
+    /// Name the new revision
+    #[arg(long, value_name = "NAME")]
+    tag: Option<TagName>,
+    /// Description of that name
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "tag")]
+    message: String,
+    /// Threads that compress and hash [default: one a core]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// Effort of compression, 1 (fast) to 9 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=9))]
+    level: u8,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let global = &arguments.global;
+    let root = global.server_root()?;
+    let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
+    let options = options(arguments, &publisher)?;
+    let inputs = arguments.tar.iter().map(open).collect::<Result<_>>()?;
+    let progress = global.progress();
+    let outcome = ingest(&publisher, inputs, &options, &*progress, &Cancel::new())?;
+    drop(progress);
+    global.warn(&outcome.commit.warnings);
+    global.print(&outcome, &summary(&outcome))
+}
+
+fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
+    let config = &publisher.config;
+    let now = now()?;
+    let owner = SystemUser::named(&config.owner).or_else(|_| SystemUser::current())?;
+    let keep =
+        |forced: Option<u32>, default: u32| if arguments.keep_owner { None } else { Some(forced.unwrap_or(default)) };
+    let effort = Effort { engine: Engine::default(), level: arguments.level };
+    Ok(Options {
+        source: source::Options {
+            base_dir: arguments.base_dir.clone(),
+            delete: arguments.delete.clone(),
+            catalog: arguments.catalog,
+            ownership: Ownership {
+                uid: keep(arguments.uid, owner.uid),
+                gid: keep(arguments.gid, owner.gid),
+                implied: (arguments.uid.unwrap_or(owner.uid), arguments.gid.unwrap_or(owner.gid)),
+            },
+            xattrs: config.xattrs,
+            mtime_nanoseconds: config.mtime_nanoseconds,
+            now,
+        },
+        pipeline: pipeline::Options {
+            algorithm: config.algorithm,
+            compression: config.compression,
+            effort,
+            chunking: config.chunking,
+            external: config.external,
+            threads: arguments.threads,
+            max_bytes_in_flight: None,
+        },
+        commit: commit::Options {
+            tag: arguments.tag.clone(),
+            message: arguments.message.clone(),
+            effort,
+            threads: arguments.threads,
+            ..commit::Options::new(now)
+        },
+        total_bytes: arguments.tar.iter().map(|path| path.metadata().ok().map(|metadata| metadata.len())).sum(),
+    })
+}
+
+fn open(path: &PathBuf) -> Result<Input> {
+    if path.as_os_str() == "-" {
+        return Ok(Input { name: "standard input".into(), reader: Box::new(io::stdin()) });
+    }
+    let file = File::open(path).at(path)?;
+    if file.metadata().at(path)?.is_dir() {
+        return Err(Error::invalid(path.display().to_string(), "it is a directory, not a tarball"));
+    }
+    Ok(Input { name: path.display().to_string(), reader: Box::new(file) })
+}
+
+fn summary(outcome: &Outcome) -> String {
+    let Outcome { commit, content, seconds, megabytes_per_second } = outcome;
+    let read = format!(
+        "{} files, {} directories, {} symlinks, {} hard links, {} special files; {} read at {megabytes_per_second:.0} MB/s\n\
+         {} objects stored ({}), {} were there\n",
+        content.files,
+        content.directories,
+        content.symlinks,
+        content.hardlinks,
+        content.specials,
+        human_bytes(content.bytes_read),
+        content.objects_new,
+        human_bytes(content.bytes_stored),
+        content.objects_reused,
+    );
+    let entries = commit.entries;
+    let result = if commit.changed {
+        let tag = commit.tag.as_ref().map_or_else(String::new, |tag| format!(", tag {tag}"));
+        format!(
+            "revision {}{tag}: {} entries added, {} changed, {} removed; root catalog {}; {:.1} s\n",
+            commit.revision, entries.added, entries.changed, entries.removed, commit.root_hash, seconds.total
+        )
+    } else {
+        format!("unchanged: revision {} has all of it already; {:.1} s\n", commit.revision, seconds.total)
+    };
+    read + &result
+}

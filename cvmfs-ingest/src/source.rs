@@ -1,0 +1,347 @@
+//! Tarballs as a stream of changes.
+//!
+//! Paths to remove come first, then the base directory, then the archives' entries in their order, then the marker that
+//! makes the base directory a nested catalog.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::{self, Read};
+
+use cvmfs_core::catalog::MARKER;
+use cvmfs_core::change::{Change, ChangeSource, Content, Metadata};
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::entry::{Mtime, Special, device_number};
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::path::{PathHash, RepoPath, display};
+use cvmfs_core::xattr::Xattrs;
+
+use crate::archive::{self, Archive, ArchiveError, Entry, EntryKind};
+
+/// Top-level directory that publishing generates and users cannot change.
+const GENERATED: &[u8] = b".cvmfs";
+
+/// A tarball to be read, compressed or not.
+pub struct Input {
+    /// What errors and warnings call it.
+    pub name: String,
+    /// Its bytes.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Input({})", self.name)
+    }
+}
+
+/// Who owns the entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// The owner of everything; `None` keeps what the archive says.
+    pub uid: Option<u32>,
+    /// The group of everything; `None` keeps what the archive says.
+    pub gid: Option<u32>,
+    /// Owner and group of directories that have to be made and that no archive names.
+    pub implied: (u32, u32),
+}
+
+/// Choices for reading tarballs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory that entries go below.
+    pub base_dir: RepoPath,
+    /// Paths to remove first.
+    pub delete: Vec<RepoPath>,
+    /// Whether the base directory becomes a nested catalog.
+    pub catalog: bool,
+    /// Who owns the entries.
+    pub ownership: Ownership,
+    /// Whether extended attributes are taken.
+    pub xattrs: bool,
+    /// Whether times are taken to the nanosecond.
+    pub mtime_nanoseconds: bool,
+    /// Time of directories that have to be made.
+    pub now: UnixSeconds,
+}
+
+/// Reads tarballs one after the other.
+pub struct TarSource {
+    options: Options,
+    /// Changes that come before the next entry.
+    queue: VecDeque<Change>,
+    inputs: VecDeque<Input>,
+    current: Option<(String, Archive<Box<dyn Read + Send>>)>,
+    /// Directories that exist for sure, and other entries of the archives, so that impossible paths are noticed where
+    /// they come up.
+    directories: HashSet<PathHash>,
+    files: HashSet<PathHash>,
+    ended: bool,
+    warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for TarSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TarSource({})", self.options.base_dir)
+    }
+}
+
+impl TarSource {
+    /// Prepares to read archives in order.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the repository root is to become a nested catalog or is to be removed.
+    pub fn new(inputs: Vec<Input>, options: Options) -> Result<Self> {
+        if options.catalog && options.base_dir.is_root() {
+            return Err(Error::invalid(
+                "--catalog",
+                "the root directory cannot be a nested catalog: give a base directory",
+            ));
+        }
+        let mut source = Self {
+            queue: options.delete.iter().map(|path| Change::Remove { path: path.clone() }).collect(),
+            inputs: inputs.into(),
+            current: None,
+            directories: HashSet::from([RepoPath::root().path_hash()]),
+            files: HashSet::new(),
+            ended: false,
+            warnings: Vec::new(),
+            options,
+        };
+        let base_dir = source.options.base_dir.clone();
+        refuse_generated(&base_dir)?;
+        if !source.inputs.is_empty() || source.options.catalog {
+            source.ensure_ancestors(&base_dir);
+            source.ensure(base_dir);
+        }
+        Ok(source)
+    }
+
+    /// What the user should know about the archives, found so far.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Opens the next archive; `false` after the last.
+    fn open_next(&mut self) -> Result<bool> {
+        let Some(Input { name, reader }) = self.inputs.pop_front() else { return Ok(false) };
+        let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, error))?;
+        self.current = Some((name, Archive::new(reader)));
+        Ok(true)
+    }
+
+    /// Queues the changes of one entry.
+    fn queue_entry(&mut self, name: &str, entry: Entry) -> Result<()> {
+        let place = Place { archive: name, path: display(&entry.path), offset: entry.offset };
+        for warning in &entry.warnings {
+            self.warnings.push(format!("{place}: {warning}"));
+        }
+        let path = self.repository_path(&entry.path, &place)?;
+        let is_directory = entry.kind == EntryKind::Directory;
+        if path.is_root() {
+            if !is_directory {
+                return Err(place.refuse("it would replace the root directory"));
+            }
+            // The archive's idea of its top directory does not change the root of the repository.
+            return Ok(());
+        }
+        self.check_place(&path, is_directory, &place)?;
+        self.ensure_ancestors(&path);
+        let change = match entry.kind {
+            EntryKind::HardLink { ref target } => {
+                let target = self.repository_path(target, &place)?;
+                if self.directories.contains(&target.path_hash()) {
+                    return Err(place.refuse(&format!("hard link to the directory {target}")));
+                }
+                if target == path {
+                    return Err(place.refuse("hard link to itself"));
+                }
+                Change::Link { path: path.clone(), target }
+            }
+            _ => {
+                let metadata = self.metadata(&entry, &place)?;
+                let content = match entry.kind {
+                    EntryKind::File { size } => Content::Read { size },
+                    EntryKind::Directory => Content::Directory,
+                    EntryKind::Symlink { target } => Content::Symlink { target },
+                    EntryKind::Fifo => Content::Special(Special::Fifo),
+                    EntryKind::CharDevice { major, minor } => {
+                        Content::Special(Special::CharacterDevice(device_number(major, minor)))
+                    }
+                    EntryKind::BlockDevice { major, minor } => {
+                        Content::Special(Special::BlockDevice(device_number(major, minor)))
+                    }
+                    EntryKind::HardLink { .. } => unreachable!("handled above"),
+                };
+                Change::Put { path: path.clone(), metadata, content }
+            }
+        };
+        if is_directory {
+            self.files.remove(&path.path_hash());
+            self.directories.insert(path.path_hash());
+        } else {
+            if self.directories.remove(&path.path_hash()) {
+                // What was below it is gone; directories there would have to be made again.
+                self.directories = HashSet::from([RepoPath::root().path_hash()]);
+            }
+            self.files.insert(path.path_hash());
+        }
+        self.queue.push_back(change);
+        Ok(())
+    }
+
+    /// Where in the repository an entry or link target goes.
+    fn repository_path(&mut self, name: &[u8], place: &Place<'_>) -> Result<RepoPath> {
+        if name.starts_with(b"/") {
+            self.warnings.push(format!(
+                "{place}: the absolute name {:?} is taken relative to the base directory",
+                display(name)
+            ));
+        }
+        let below = RepoPath::from_bytes(name).map_err(|error| match error {
+            Error::InvalidInput { reason, .. } => place.refuse(&reason),
+            other => other,
+        })?;
+        Ok(self.options.base_dir.join(&below))
+    }
+
+    fn check_place(&self, path: &RepoPath, is_directory: bool, place: &Place<'_>) -> Result<()> {
+        refuse_generated(path).map_err(|_| place.refuse("/.cvmfs is generated by publishing"))?;
+        if path.name() == MARKER && is_directory {
+            return Err(place.refuse("a catalog marker must be a regular file"));
+        }
+        // The parent was checked with the entry before if it is known to be a directory.
+        let parent = path.parent().unwrap_or_default();
+        if self.directories.contains(&parent.path_hash()) {
+            return Ok(());
+        }
+        let in_the_way = path.ancestors().into_iter().find(|ancestor| self.files.contains(&ancestor.path_hash()));
+        match in_the_way {
+            Some(ancestor) => Err(place.refuse(&format!("{ancestor} is not a directory"))),
+            None => Ok(()),
+        }
+    }
+
+    fn metadata(&mut self, entry: &Entry, place: &Place<'_>) -> Result<Metadata> {
+        let owner = |forced: Option<u32>, id: u64| match forced {
+            Some(forced) => Ok(forced),
+            None => u32::try_from(id).map_err(|_| place.refuse(&format!("owner {id} is too large"))),
+        };
+        let nanoseconds = entry.mtime.nanoseconds.filter(|_| self.options.mtime_nanoseconds);
+        let mut xattrs = Xattrs::new();
+        if self.options.xattrs {
+            for (key, value) in &entry.xattrs {
+                if let Err(error) = xattrs.set(key, value) {
+                    self.warnings.push(format!("{place}: left out: {error}"));
+                }
+            }
+            for key in xattrs.split_oversized() {
+                let key = display(&key);
+                self.warnings
+                    .push(format!("{place}: extended attribute {key} left out: its value is longer than 255 bytes"));
+            }
+        }
+        Ok(Metadata {
+            permissions: u32::from(entry.mode),
+            uid: owner(self.options.ownership.uid, entry.uid)?,
+            gid: owner(self.options.ownership.gid, entry.gid)?,
+            mtime: Mtime { seconds: entry.mtime.seconds, nanoseconds },
+            xattrs,
+        })
+    }
+
+    /// Queues what makes sure that all directories above `path` exist.
+    fn ensure_ancestors(&mut self, path: &RepoPath) {
+        let parent = path.parent().unwrap_or_default();
+        if !self.directories.contains(&parent.path_hash()) {
+            for ancestor in path.ancestors() {
+                self.ensure(ancestor);
+            }
+        }
+    }
+
+    fn ensure(&mut self, path: RepoPath) {
+        if self.directories.insert(path.path_hash()) {
+            let metadata = self.implied(0o755);
+            self.queue.push_back(Change::Ensure { path, metadata });
+        }
+    }
+
+    fn implied(&self, permissions: u32) -> Metadata {
+        let (uid, gid) = self.options.ownership.implied;
+        Metadata { permissions, uid, gid, mtime: Mtime::seconds(self.options.now.0), xattrs: Xattrs::new() }
+    }
+
+    /// The marker of the base directory, unless the archives brought one.
+    fn final_marker(&self) -> Result<Option<Change>> {
+        let path = self.options.base_dir.child(MARKER)?;
+        if !self.options.catalog || self.files.contains(&path.path_hash()) {
+            return Ok(None);
+        }
+        Ok(Some(Change::Put { path, metadata: self.implied(0o644), content: Content::Read { size: 0 } }))
+    }
+}
+
+impl ChangeSource for TarSource {
+    fn next(&mut self) -> Result<Option<Change>> {
+        loop {
+            if let Some(change) = self.queue.pop_front() {
+                return Ok(Some(change));
+            }
+            let Some((name, archive)) = &mut self.current else {
+                if self.open_next()? {
+                    continue;
+                }
+                if std::mem::replace(&mut self.ended, true) {
+                    return Ok(None);
+                }
+                return self.final_marker();
+            };
+            match archive.next().map_err(|error| in_archive(name, error))? {
+                Some(entry) => {
+                    let name = name.clone();
+                    self.queue_entry(&name, entry)?;
+                }
+                None => self.current = None,
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.current {
+            Some((name, archive)) => archive
+                .read(buffer)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, in_archive(name, error))),
+            None => Ok(0),
+        }
+    }
+}
+
+/// An entry of an archive, for messages.
+struct Place<'a> {
+    archive: &'a str,
+    path: String,
+    offset: u64,
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: entry {:?} at byte {}", self.archive, self.path, self.offset)
+    }
+}
+
+impl Place<'_> {
+    fn refuse(&self, reason: &str) -> Error {
+        Error::invalid(self.to_string(), reason)
+    }
+}
+
+fn refuse_generated(path: &RepoPath) -> Result<()> {
+    if path.components().next() == Some(GENERATED) {
+        return Err(Error::invalid(path.to_string(), "/.cvmfs is generated by publishing"));
+    }
+    Ok(())
+}
+
+/// An archive's failure in our vocabulary, with the archive's name.
+fn in_archive(name: &str, error: ArchiveError) -> Error {
+    Error::invalid(name, error.to_string())
+}
