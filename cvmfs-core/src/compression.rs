@@ -79,8 +79,11 @@ impl Default for Effort {
     }
 }
 
-/// Deflates whole buffers, keeping its working memory between calls.
-pub struct Compressor(State);
+/// Deflates whole buffers, keeping its working memory and its output between calls.
+pub struct Compressor {
+    state: State,
+    stored: Vec<u8>,
+}
 
 enum State {
     #[cfg(feature = "libdeflate")]
@@ -98,38 +101,42 @@ impl Compressor {
     /// Prepares a compressor; levels outside 1 to 9 are taken as the nearest.
     pub fn new(effort: Effort) -> Self {
         let level = i32::from(effort.level.clamp(1, 9));
-        Self(match effort.engine {
+        let state = match effort.engine {
             #[cfg(feature = "libdeflate")]
             Engine::Libdeflate => State::Libdeflate(libdeflater::Compressor::new(
                 libdeflater::CompressionLvl::new(level).unwrap_or_default(),
             )),
             Engine::ZlibRs => State::ZlibRs(Box::new(Deflate::new(level, true, WINDOW_BITS))),
-        })
+        };
+        Self { state, stored: Vec::new() }
     }
 
     /// Returns `plain` as one zlib stream.
-    pub fn compress(&mut self, plain: &[u8]) -> Vec<u8> {
-        match &mut self.0 {
+    pub fn compress(&mut self, plain: &[u8]) -> &[u8] {
+        let size = match &mut self.state {
             #[cfg(feature = "libdeflate")]
             State::Libdeflate(compressor) => {
-                let mut stored = vec![0; compressor.zlib_compress_bound(plain.len())];
-                let size = compressor
-                    .zlib_compress(plain, &mut stored)
-                    .expect("the output has the size that the compressor asked for");
-                stored.truncate(size);
-                stored
+                let stored = room(&mut self.stored, compressor.zlib_compress_bound(plain.len()));
+                compressor.zlib_compress(plain, stored).expect("the output has the size that the compressor asked for")
             }
             State::ZlibRs(deflate) => {
                 deflate.reset();
-                let mut stored = vec![0; zlib_rs::compress_bound(plain.len())];
-                let status = deflate.compress(plain, &mut stored, DeflateFlush::Finish);
+                let stored = room(&mut self.stored, zlib_rs::compress_bound(plain.len()));
+                let status = deflate.compress(plain, stored, DeflateFlush::Finish);
                 assert!(matches!(status, Ok(Status::StreamEnd)), "the output has the size bound of the format");
-                #[expect(clippy::cast_possible_truncation, reason = "bounded by the length of the buffer")]
-                stored.truncate(deflate.total_out() as usize);
-                stored
+                difference(deflate.total_out(), 0)
             }
-        }
+        };
+        &self.stored[..size]
     }
+}
+
+/// The first `size` bytes of a buffer that only ever grows.
+fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    &mut buffer[..size]
 }
 
 /// A writer that deflates what it gets, with zlib-rs, into another writer.
@@ -319,7 +326,7 @@ mod tests {
                 for size in [0, 1, 1000, BLOCK_SIZE, 3 * BLOCK_SIZE + 17] {
                     let plain = sample(size);
                     let stored = compressor.compress(&plain);
-                    assert_eq!(inflate("sample", &stored, u64::MAX - 1).unwrap(), plain, "{engine:?} {level} {size}");
+                    assert_eq!(inflate("sample", stored, u64::MAX - 1).unwrap(), plain, "{engine:?} {level} {size}");
                 }
             }
         }
@@ -351,7 +358,7 @@ mod tests {
     #[test]
     fn damage_is_noticed() {
         let plain = sample(2000);
-        let stored = Compressor::new(Effort::default()).compress(&plain);
+        let stored = Compressor::new(Effort::default()).compress(&plain).to_vec();
         for size in 0..stored.len() {
             assert!(inflate("cut", &stored[..size], 1 << 20).is_err(), "cut to {size}");
         }

@@ -1,19 +1,19 @@
 //! The pipeline: from a stream of changes to stored objects and a change set.
 //!
 //! ```text
-//! source thread            workers (all cores)             recorder thread
-//! next change, read, cut ─► deflate, hash, put ─► results ─► change set, in source order
+//! source thread                          workers (all cores)
+//! next change ─► read ─► cut ──────────► deflate ─► hash ─► put
+//!                                                            │
+//! change set, in source order ◄────────── mailbox ◄──────────┘
 //! ```
 //!
-//! Memory is bounded by the bytes in flight, whatever the number or size of files: the source thread takes its bytes
-//! from a [`Budget`], workers give them back.
+//! Memory is bounded by the bytes in flight, whatever the number or size of files: the source thread reads no further
+//! while too many are, and takes results out of the mailbox instead.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::{mem, thread};
+use std::mem;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::change::{Change, ChangeSource, Content, Metadata};
 use crate::changeset::ChangeSet;
@@ -29,8 +29,8 @@ use crate::storage::{Put, WriteStore};
 
 /// Bytes read from the source at a time.
 const BLOCK_SIZE: usize = 256 * 1024;
-/// What a change costs of the budget besides its content: it waits in memory for those before it.
-const CHANGE_COST: usize = 1024;
+/// Most changes that wait in memory for one before them.
+const MAX_WAITING: usize = 20_000;
 /// A file that is not cut and larger than this is deflated as a stream instead of whole in memory.
 const WHOLE_FILE_MAX: u64 = 16 << 20;
 
@@ -119,24 +119,20 @@ pub fn run(
         store,
         options,
         progress,
-        budget: Budget::new(in_flight),
+        in_flight,
+        mailbox: Mutex::default(),
+        delivered: Condvar::new(),
         compressors: Mutex::default(),
-        failed: AtomicBool::new(false),
     };
-    let (results, inbox) = channel();
-    thread::scope(|threads| {
-        let recorder =
-            Recorder { changes, shared: &shared, next: 0, waiting: BTreeMap::new(), outcome: Outcome::default() };
-        let recorder = threads.spawn(move || recorder.run(&inbox));
-        let read =
-            pool.in_place_scope(|workers| Reader { source, shared: &shared, workers, results, cancel, next: 0 }.run());
-        let recorded = recorder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        // A recorder's failure comes first: the reader then only stopped because of it.
-        match (recorded, read) {
-            (Ok(outcome), Ok(())) => Ok(outcome),
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-        }
-    })
+    let mut recorder = Recorder { options, changes, next: 0, waiting: BTreeMap::new(), outcome: Outcome::default() };
+    let read = pool.in_place_scope(|workers| {
+        let mut reader = Reader { source, shared: &shared, workers, recorder: &mut recorder, next: 0 };
+        reader.run(cancel).inspect_err(|_| shared.mailbox().closed = true)
+    });
+    // A failed worker is why the reader stopped, if one did.
+    recorder.take(mem::take(&mut shared.mailbox().results))?;
+    read?;
+    Ok(recorder.outcome)
 }
 
 /// What all threads see.
@@ -144,23 +140,37 @@ struct Shared<'a> {
     store: &'a dyn WriteStore,
     options: &'a Options,
     progress: &'a dyn Progress,
-    budget: Budget,
+    /// Plain bytes that may be in memory at once.
+    in_flight: usize,
+    mailbox: Mutex<Mailbox>,
+    /// Signalled when a waiting source thread can go on.
+    delivered: Condvar,
     /// Idle compressors, with their working memory.
     compressors: Mutex<Vec<Compressor>>,
-    /// Set by the recorder when going on makes no sense.
-    failed: AtomicBool,
 }
 
-/// A message to the recorder; numbers count the changes of the source.
-enum Message {
-    /// A change that needs no content.
-    Ready(u64, Change),
-    /// A file whose content follows, in any order.
-    File(u64, RepoPath, Metadata, u64),
-    /// A stored piece of a file.
-    Piece(u64, Result<Piece>),
-    /// The file was read to its end and has so many pieces.
-    End(u64, usize),
+/// What workers deliver to the source thread.
+#[derive(Default)]
+struct Mailbox {
+    /// Stored pieces with the number of their change.
+    results: Vec<(u64, Result<Piece>)>,
+    /// Plain bytes in memory.
+    bytes: usize,
+    /// Pieces that are not delivered yet.
+    jobs: usize,
+    /// The state in which a waiting source thread wants to be woken.
+    wanted: Option<Wanted>,
+    /// Nobody will look at results any more.
+    closed: bool,
+}
+
+/// What the source thread waits for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// No more bytes in memory than this.
+    bytes: usize,
+    /// No more jobs than this.
+    jobs: usize,
 }
 
 /// A stored piece of a file.
@@ -171,41 +181,112 @@ struct Piece {
     put: Put,
 }
 
-/// The source thread: reads and cuts.
+impl Shared<'_> {
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's job: deflate, hash, put, deliver.
+    fn work(&self, number: u64, offset: u64, kind: ObjectKind, plain: Vec<u8>) {
+        if self.mailbox().closed {
+            return;
+        }
+        let result = self.store_piece(offset, kind, &plain);
+        self.progress.advance(plain.len() as u64);
+        let length = plain.len();
+        drop(plain);
+        let mut mailbox = self.mailbox();
+        mailbox.results.push((number, result));
+        mailbox.bytes -= length;
+        mailbox.jobs -= 1;
+        if mailbox.wanted.is_some_and(|wanted| mailbox.is(wanted)) {
+            mailbox.wanted = None;
+            self.delivered.notify_one();
+        }
+    }
+
+    fn store_piece(&self, offset: u64, kind: ObjectKind, plain: &[u8]) -> Result<Piece> {
+        let Options { algorithm, compression, effort, .. } = *self.options;
+        let store = |stored: &[u8]| {
+            let id = ObjectId::of(algorithm, kind, stored);
+            let put = self.store.put(&id, stored)?;
+            let chunk = Chunk { offset, size: plain.len() as u64, hash: id.hash };
+            Ok(Piece { chunk, kind, stored_size: stored.len() as u64, put })
+        };
+        match compression {
+            Compression::Zlib => {
+                let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
+                let piece = store(compressor.compress(plain));
+                self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+                piece
+            }
+            Compression::None => store(plain),
+        }
+    }
+}
+
+impl Mailbox {
+    fn is(&self, wanted: Wanted) -> bool {
+        self.jobs == 0 || (self.bytes <= wanted.bytes && self.jobs <= wanted.jobs)
+    }
+}
+
+/// The source thread: reads, cuts, and records what is stored.
 struct Reader<'a, 'scope, 'env> {
     source: &'a mut dyn ChangeSource,
     shared: &'env Shared<'env>,
     workers: &'a rayon::Scope<'scope>,
-    results: Sender<Message>,
-    cancel: &'a Cancel,
+    recorder: &'a mut Recorder<'env>,
     next: u64,
 }
 
 impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
-    fn run(mut self) -> Result<()> {
+    fn run(&mut self, cancel: &Cancel) -> Result<()> {
         while let Some(change) = self.source.next()? {
-            self.cancel.check()?;
-            if self.shared.failed.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            self.shared.budget.take(CHANGE_COST);
+            cancel.check()?;
             let number = self.next;
             self.next += 1;
             match change {
                 Change::Put { path, metadata, content: Content::Read { size } } => {
-                    self.send(Message::File(number, path.clone(), metadata, size));
+                    let file = Waiting::File { path: path.clone(), metadata, size, pieces: Vec::new(), expected: None };
+                    self.recorder.add(number, file)?;
                     let pieces = self.read_file(number, &path, size)?;
-                    self.send(Message::End(number, pieces));
+                    self.recorder.expect(number, pieces)?;
                 }
-                change => self.send(Message::Ready(number, change)),
+                change => self.recorder.add(number, Waiting::Ready(change))?,
+            }
+            if self.recorder.waiting.len() > MAX_WAITING {
+                self.wait(Wanted { bytes: usize::MAX, jobs: 0 })?;
             }
         }
-        Ok(())
+        self.wait(Wanted { bytes: 0, jobs: 0 })
     }
 
-    /// The recorder only stops listening when it has failed, which `run` notices.
-    fn send(&self, message: Message) {
-        let _ = self.results.send(message);
+    /// Waits until so little is in flight, and records what came in.
+    fn wait(&mut self, wanted: Wanted) -> Result<()> {
+        let mut mailbox = self.shared.mailbox();
+        while !mailbox.is(wanted) {
+            mailbox.wanted = Some(wanted);
+            mailbox = self.shared.delivered.wait(mailbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        let results = mem::take(&mut mailbox.results);
+        drop(mailbox);
+        self.recorder.take(results)
+    }
+
+    /// Takes so many bytes of the budget.
+    fn take(&mut self, bytes: usize) -> Result<()> {
+        let mailbox = self.shared.mailbox();
+        let fits = mailbox.bytes.saturating_add(bytes) <= self.shared.in_flight;
+        drop(mailbox);
+        if !fits {
+            // Not woken for every piece: the workers have enough to do until half of it is gone.
+            let low = (self.shared.in_flight / 2).min(self.shared.in_flight.saturating_sub(bytes));
+            self.wait(Wanted { bytes: low, jobs: usize::MAX })?;
+        }
+        self.shared.mailbox().bytes += bytes;
+        Ok(())
     }
 
     fn read_file(&mut self, number: u64, path: &RepoPath, size: u64) -> Result<usize> {
@@ -220,7 +301,7 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
     /// Reads a file that becomes one object.
     fn read_whole(&mut self, number: u64, path: &RepoPath, size: u64) -> Result<()> {
         let length = usize::try_from(size).expect("the caller sends larger files elsewhere");
-        self.shared.budget.take(length);
+        self.take(length)?;
         let mut bytes = vec![0; length];
         self.read_exact(path, &mut bytes)?;
         self.store_piece(number, 0, ObjectKind::File, bytes);
@@ -234,7 +315,7 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
         let (mut piece, mut pieces, mut offset, mut left) = (Vec::new(), 0, 0, size);
         while left > 0 {
             let length = usize::try_from(left).map_or(BLOCK_SIZE, |left| left.min(BLOCK_SIZE));
-            self.shared.budget.take(length);
+            self.take(length)?;
             self.read_exact(path, &mut block[..length])?;
             left -= length as u64;
             let mut rest = &block[..length];
@@ -268,8 +349,7 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
         }
         let StoredObject { id, stored_size, put } = sink.finish(ObjectKind::File)?;
         let chunk = Chunk { offset: 0, size, hash: id.hash };
-        self.send(Message::Piece(number, Ok(Piece { chunk, kind: ObjectKind::File, stored_size, put })));
-        Ok(())
+        self.recorder.take(vec![(number, Ok(Piece { chunk, kind: ObjectKind::File, stored_size, put }))])
     }
 
     fn read_exact(&mut self, path: &RepoPath, buffer: &mut [u8]) -> Result<()> {
@@ -278,42 +358,13 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
         content.read_exact(buffer).map_err(|error| read_error(&path.to_string(), error))
     }
 
-    /// Hands a piece to the workers and returns its size.
+    /// Hands a piece, whose bytes are taken of the budget, to the workers and returns its size.
     fn store_piece(&self, number: u64, offset: u64, kind: ObjectKind, plain: Vec<u8>) -> u64 {
         let size = plain.len() as u64;
-        let results = self.results.clone();
         let shared = self.shared;
-        self.workers.spawn(move |_| {
-            let piece = shared.store_piece(offset, kind, &plain);
-            shared.budget.give(plain.len());
-            shared.progress.advance(plain.len() as u64);
-            let _ = results.send(Message::Piece(number, piece));
-        });
+        shared.mailbox().jobs += 1;
+        self.workers.spawn(move |_| shared.work(number, offset, kind, plain));
         size
-    }
-}
-
-impl Shared<'_> {
-    /// A worker's job: deflate, hash, put.
-    fn store_piece(&self, offset: u64, kind: ObjectKind, plain: &[u8]) -> Result<Piece> {
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        let deflated;
-        let stored = match self.options.compression {
-            Compression::Zlib => {
-                let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                let mut compressor = idle.unwrap_or_else(|| Compressor::new(self.options.effort));
-                deflated = compressor.compress(plain);
-                self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-                &deflated[..]
-            }
-            Compression::None => plain,
-        };
-        let id = ObjectId::of(self.options.algorithm, kind, stored);
-        let put = self.store.put(&id, stored)?;
-        let chunk = Chunk { offset, size: plain.len() as u64, hash: id.hash };
-        Ok(Piece { chunk, kind, stored_size: stored.len() as u64, put })
     }
 }
 
@@ -356,62 +407,57 @@ enum Waiting {
     File { path: RepoPath, metadata: Metadata, size: u64, pieces: Vec<Piece>, expected: Option<usize> },
 }
 
-/// The recorder thread: puts results into source order.
+/// Puts results into source order.
 struct Recorder<'a> {
+    options: &'a Options,
     changes: &'a mut ChangeSet,
-    shared: &'a Shared<'a>,
     next: u64,
     waiting: BTreeMap<u64, Waiting>,
     outcome: Outcome,
 }
 
 impl Recorder<'_> {
-    fn run(mut self, inbox: &Receiver<Message>) -> Result<Outcome> {
-        let result = inbox.iter().try_for_each(|message| self.receive(message));
-        if result.is_err() {
-            self.shared.failed.store(true, Ordering::Relaxed);
-            // The reader may be waiting for the budget of changes that nobody will record any more.
-            self.shared.budget.open();
-        }
-        result.map(|()| self.outcome)
+    /// Takes in the next change.
+    fn add(&mut self, number: u64, waiting: Waiting) -> Result<()> {
+        self.waiting.insert(number, waiting);
+        self.record_complete()
     }
 
-    fn receive(&mut self, message: Message) -> Result<()> {
-        match message {
-            Message::Ready(number, change) => {
-                self.waiting.insert(number, Waiting::Ready(change));
-            }
-            Message::File(number, path, metadata, size) => {
-                self.waiting.insert(number, Waiting::File { path, metadata, size, pieces: Vec::new(), expected: None });
-            }
-            Message::Piece(number, piece) => {
-                let piece = piece?;
-                match piece.put {
-                    Put::New => {
-                        self.outcome.objects_new += 1;
-                        self.outcome.bytes_stored += piece.stored_size;
-                    }
-                    Put::Present => self.outcome.objects_reused += 1,
+    /// Learns how many pieces a file has.
+    fn expect(&mut self, number: u64, count: usize) -> Result<()> {
+        if let Some(Waiting::File { expected, .. }) = self.waiting.get_mut(&number) {
+            *expected = Some(count);
+        }
+        self.record_complete()
+    }
+
+    /// Takes in stored pieces; fails if one could not be stored.
+    fn take(&mut self, results: Vec<(u64, Result<Piece>)>) -> Result<()> {
+        for (number, piece) in results {
+            let piece = piece?;
+            match piece.put {
+                Put::New => {
+                    self.outcome.objects_new += 1;
+                    self.outcome.bytes_stored += piece.stored_size;
                 }
-                if let Some(Waiting::File { pieces, .. }) = self.waiting.get_mut(&number) {
-                    pieces.push(piece);
-                }
+                Put::Present => self.outcome.objects_reused += 1,
             }
-            Message::End(number, count) => {
-                if let Some(Waiting::File { expected, .. }) = self.waiting.get_mut(&number) {
-                    *expected = Some(count);
-                }
+            if let Some(Waiting::File { pieces, .. }) = self.waiting.get_mut(&number) {
+                pieces.push(piece);
             }
         }
-        while self
-            .waiting
-            .first_key_value()
-            .is_some_and(|(number, waiting)| *number == self.next && waiting.is_complete())
+        self.record_complete()
+    }
+
+    /// Records what is complete and not waiting for anything before it.
+    fn record_complete(&mut self) -> Result<()> {
+        while let Some(first) = self.waiting.first_entry()
+            && *first.key() == self.next
+            && first.get().is_complete()
         {
-            let Some((_, waiting)) = self.waiting.pop_first() else { break };
+            let waiting = first.remove();
             self.next += 1;
             self.record(waiting)?;
-            self.shared.budget.give(CHANGE_COST);
         }
         Ok(())
     }
@@ -440,7 +486,7 @@ impl Recorder<'_> {
                     [piece] if piece.kind == ObjectKind::File => FileObjects::Whole(piece.chunk.hash),
                     _ => FileObjects::Chunked { chunks: pieces.iter().map(|piece| piece.chunk).collect(), bulk: None },
                 };
-                let Options { compression, external, .. } = *self.shared.options;
+                let Options { compression, external, .. } = *self.options;
                 let file = FileContent { size, compression, objects, external, direct_io: false };
                 self.changes.put(&path, &metadata.into_entry(EntryKind::File(file)))
             }
@@ -457,39 +503,226 @@ impl Waiting {
     }
 }
 
-/// Bytes that may be in flight.
-struct Budget {
-    left: Mutex<Option<usize>>,
-    given: Condvar,
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-impl Budget {
-    fn new(bytes: usize) -> Self {
-        Self { left: Mutex::new(Some(bytes)), given: Condvar::new() }
+    use super::*;
+    use crate::changeset::Op;
+    use crate::entry::Mtime;
+    use crate::hash::ContentHash;
+    use crate::object;
+    use crate::progress::Silent;
+    use crate::storage::{Key, MemoryStore, NamedFile, ReadStore, StagedObject};
+    use crate::xattr::Xattrs;
+
+    /// Gives files of these contents, by name; fails where `None` stands.
+    struct Files {
+        files: Vec<(String, Option<Vec<u8>>)>,
+        next: usize,
+        at: usize,
+        announced: Option<u64>,
     }
 
-    /// Waits until so many bytes are left, and takes them.
-    fn take(&self, bytes: usize) {
-        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut left = self
-            .given
-            .wait_while(left, |left| left.is_some_and(|left| left < bytes))
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(left) = &mut *left {
-            *left -= bytes;
+    impl Files {
+        fn new(files: Vec<(String, Option<Vec<u8>>)>) -> Self {
+            Self { files, next: 0, at: 0, announced: None }
         }
     }
 
-    fn give(&self, bytes: usize) {
-        if let Some(left) = &mut *self.left.lock().unwrap_or_else(PoisonError::into_inner) {
-            *left += bytes;
+    impl ChangeSource for Files {
+        fn next(&mut self) -> Result<Option<Change>> {
+            let Some((name, content)) = self.files.get(self.next) else { return Ok(None) };
+            (self.next, self.at) = (self.next + 1, 0);
+            let content = content.as_ref().ok_or_else(|| Error::invalid("source", "broken"))?;
+            let metadata =
+                Metadata { permissions: 0o644, uid: 0, gid: 0, mtime: Mtime::seconds(0), xattrs: Xattrs::new() };
+            let size = self.announced.unwrap_or(content.len() as u64);
+            Ok(Some(Change::Put { path: name.parse()?, metadata, content: Content::Read { size } }))
         }
-        self.given.notify_one();
+
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let content = self.files[self.next - 1].1.as_deref().unwrap_or_default();
+            let size = buffer.len().min(content.len() - self.at).min(1000);
+            buffer[..size].copy_from_slice(&content[self.at..self.at + size]);
+            self.at += size;
+            Ok(size)
+        }
     }
 
-    /// Lets everybody through from now on.
-    fn open(&self) {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.given.notify_all();
+    /// A store that fails at the n-th object.
+    #[derive(Debug)]
+    struct Failing(MemoryStore, AtomicUsize);
+
+    impl ReadStore for Failing {
+        fn describe(&self, key: &Key) -> String {
+            self.0.describe(key)
+        }
+        fn read(&self, key: &Key) -> Result<Vec<u8>> {
+            self.0.read(key)
+        }
+        fn open(&self, key: &Key) -> Result<Box<dyn Read + Send>> {
+            self.0.open(key)
+        }
+        fn size(&self, key: &Key) -> Result<Option<u64>> {
+            self.0.size(key)
+        }
+    }
+
+    impl WriteStore for Failing {
+        fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
+            if self.1.fetch_sub(1, Ordering::Relaxed) == 0 {
+                return Err(Error::Unavailable { what: "store".into(), reason: "full".into() });
+            }
+            self.0.put(id, stored)
+        }
+        fn stage(&self) -> Result<Box<dyn StagedObject>> {
+            self.0.stage()
+        }
+        fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
+            self.0.write(file, bytes)
+        }
+        fn remove(&self, file: NamedFile) -> Result<()> {
+            self.0.remove(file)
+        }
+        fn put_shortcut(&self, id: &ObjectId) -> Result<()> {
+            self.0.put_shortcut(id)
+        }
+        fn flush(&self) -> Result<()> {
+            self.0.flush()
+        }
+    }
+
+    fn noise(seed: u32, size: usize) -> Vec<u8> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        };
+        std::iter::repeat_with(next).take(size).collect()
+    }
+
+    fn small_chunks() -> Options {
+        Options { chunking: Some(ChunkSizes::new(1024, 2048, 4096).unwrap()), ..Options::default() }
+    }
+
+    fn run_on(
+        source: &mut Files,
+        store: &dyn WriteStore,
+        options: &Options,
+    ) -> Result<(Outcome, Vec<(String, FileContent)>)> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut changes = ChangeSet::create(&directory.path().join("set"), ContentHash::null(Algorithm::Sha1))?;
+        let outcome = run(source, store, &mut changes, options, &Silent, &Cancel::new())?;
+        let mut files = Vec::new();
+        changes.for_each(|pending| {
+            if let Op::Put(entry) = pending.op
+                && let EntryKind::File(file) = entry.kind
+            {
+                files.push((pending.path.to_string(), file));
+            }
+            Ok(())
+        })?;
+        Ok((outcome, files))
+    }
+
+    #[test]
+    fn content_reads_back_on_any_number_of_threads_and_in_any_form() {
+        let contents: Vec<Vec<u8>> =
+            (0..40).map(|index| noise(index, [0, 1, 1023, 1024, 1025, 5000, 70_000][index as usize % 7])).collect();
+        let mut results = Vec::new();
+        for (threads, compression, chunked) in [
+            (1, Compression::Zlib, true),
+            (2, Compression::Zlib, true),
+            (8, Compression::Zlib, true),
+            (2, Compression::None, true),
+            (2, Compression::Zlib, false),
+        ] {
+            let options = Options { threads, compression, max_bytes_in_flight: Some(1), ..small_chunks() };
+            let options = if chunked { options } else { Options { chunking: None, ..options } };
+            let files =
+                contents.iter().enumerate().map(|(index, content)| (format!("f{index:02}"), Some(content.clone())));
+            let store = MemoryStore::new();
+            let (outcome, files) = run_on(&mut Files::new(files.collect()), &store, &options).unwrap();
+            assert_eq!(outcome.files, 40);
+            assert_eq!(outcome.bytes_read, contents.iter().map(|content| content.len() as u64).sum::<u64>());
+            for ((_, file), content) in files.iter().zip(&contents) {
+                let mut plain = Vec::new();
+                for (id, size) in file.parts() {
+                    let before = plain.len();
+                    object::open(&store, &id, file.compression).unwrap().read_to_end(&mut plain).unwrap();
+                    assert_eq!((plain.len() - before) as u64, size);
+                }
+                assert_eq!(plain, *content);
+            }
+            results.push(files);
+        }
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0], results[2]);
+    }
+
+    /// The data and boundaries are those of the chunking test vectors.
+    #[test]
+    fn large_files_are_cut_and_files_without_a_cut_are_not_chunks() {
+        let files = vec![("chunked".into(), Some(noise(1, 65_536))), ("whole".into(), Some(vec![0; 4096]))];
+        let (_, files) = run_on(&mut Files::new(files), &MemoryStore::new(), &small_chunks()).unwrap();
+        let FileObjects::Chunked { chunks, bulk: None } = &files[0].1.objects else { panic!("not chunked: {files:?}") };
+        let offsets: Vec<u64> = chunks.iter().map(|chunk| chunk.offset).collect();
+        assert_eq!(offsets[..4], [0, 1860, 5956, 7356]);
+        assert_eq!(offsets.len(), 35);
+        assert!(matches!(files[1].1.objects, FileObjects::Whole(_)));
+    }
+
+    #[test]
+    fn a_large_file_without_chunking_is_streamed_into_one_object() {
+        let size = usize::try_from(WHOLE_FILE_MAX).unwrap() + 1;
+        let files = vec![("large".into(), Some(vec![7; size]))];
+        let store = MemoryStore::new();
+        let (outcome, files) =
+            run_on(&mut Files::new(files), &store, &Options { chunking: None, ..Options::default() }).unwrap();
+        let [(id, length)] = files[0].1.parts()[..] else { panic!("more than one object") };
+        assert_eq!((length, outcome.objects_new), (size as u64, 1));
+        let mut plain = Vec::new();
+        object::open(&store, &id, Compression::Zlib).unwrap().read_to_end(&mut plain).unwrap();
+        assert!(plain == vec![7; size]);
+    }
+
+    #[test]
+    fn the_first_failure_ends_the_run_wherever_it_happens() {
+        let files = || (0..100).map(|index| (format!("f{index:02}"), Some(noise(index, 3000)))).collect::<Vec<_>>();
+        let (_, stored) = run_on(&mut Files::new(files()), &MemoryStore::new(), &small_chunks()).unwrap();
+        let objects: usize = stored.iter().map(|(_, file)| file.parts().len()).sum();
+        for failing in [0, 1, 50, objects - 1] {
+            let store = Failing(MemoryStore::new(), AtomicUsize::new(failing));
+            let error = run_on(&mut Files::new(files()), &store, &small_chunks()).unwrap_err();
+            assert!(matches!(error, Error::Unavailable { .. }), "object {failing}: {error}");
+        }
+        for failing in [0, 1, 99] {
+            let mut files = files();
+            files[failing].1 = None;
+            let error = run_on(&mut Files::new(files), &MemoryStore::new(), &small_chunks()).unwrap_err();
+            assert!(matches!(error, Error::InvalidInput { .. }), "change {failing}: {error}");
+        }
+    }
+
+    #[test]
+    fn content_shorter_than_announced_is_an_error() {
+        for size in [10, 5000] {
+            let mut source = Files::new(vec![("short".into(), Some(vec![1; size]))]);
+            source.announced = Some(size as u64 + 1);
+            let error = run_on(&mut source, &MemoryStore::new(), &small_chunks()).unwrap_err();
+            assert!(error.to_string().contains("shorter than announced"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_run_stops() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut changes = ChangeSet::create(&directory.path().join("set"), ContentHash::null(Algorithm::Sha1)).unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let mut source = Files::new(vec![("f".into(), Some(vec![1]))]);
+        let result = run(&mut source, &MemoryStore::new(), &mut changes, &Options::default(), &Silent, &cancel);
+        assert!(matches!(result, Err(Error::Cancelled)));
     }
 }

@@ -114,9 +114,10 @@ pub(super) fn store_database(
 ) -> Result<StoredDatabase> {
     let size = fs::metadata(file).at(file)?.len();
     if size <= WHOLE_FILE_MAX {
-        let stored = compressor.compress(&fs::read(file).at(file)?);
-        let id = ObjectId::of(algorithm, kind, &stored);
-        store.put(&id, &stored)?;
+        let plain = fs::read(file).at(file)?;
+        let stored = compressor.compress(&plain);
+        let id = ObjectId::of(algorithm, kind, stored);
+        store.put(&id, stored)?;
         return Ok(StoredDatabase { hash: id.hash, size, stored_size: stored.len() as u64 });
     }
     let mut writer = CompressingWriter::new(ObjectWriter::new(store, algorithm)?, level);

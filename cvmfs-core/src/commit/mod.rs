@@ -232,7 +232,7 @@ impl Publisher {
     /// Stores the object of an empty file and returns what an entry for it says.
     fn store_empty_file(&self, effort: Effort) -> Result<EntryKind> {
         let stored = match self.config.compression {
-            Compression::Zlib => Compressor::new(effort).compress(b""),
+            Compression::Zlib => Compressor::new(effort).compress(b"").to_vec(),
             Compression::None => Vec::new(),
         };
         let id = ObjectId::of(self.config.algorithm, ObjectKind::File, &stored);
