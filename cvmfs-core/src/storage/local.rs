@@ -1,10 +1,13 @@
 //! A repository in a local directory, in the reference's layout.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
 
 use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
 use crate::error::{Error, IoContext as _, Result};
@@ -17,87 +20,144 @@ use crate::hash::ObjectId;
 ///
 /// Source: `cvmfs/upload_local.cc`.
 #[derive(Debug)]
-pub struct LocalStore {
-    root: PathBuf,
+pub struct LocalStore(Arc<Directory>);
+
+/// The repository's directory, kept open: names are looked up from there, not from the root of the system.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    file: File,
+}
+
+impl Directory {
+    fn open(path: PathBuf) -> Result<Arc<Self>> {
+        let file = File::open(&path).at(&path)?;
+        Ok(Arc::new(Self { path, file }))
+    }
+
+    /// An error on something in the directory; `NotFound` if it is not there.
+    fn error(&self, name: &str, error: Errno) -> Error {
+        let path = self.path.join(name);
+        if error == Errno::NOENT { Error::not_found(path.display().to_string()) } else { Error::io(path, error.into()) }
+    }
+
+    fn open_file(&self, name: &str, flags: OFlags) -> Result<File, Errno> {
+        rustix::fs::openat(&self.file, name, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o666)).map(File::from)
+    }
+
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        match rustix::fs::statat(&self.file, name, AtFlags::empty()) {
+            Ok(stat) => Ok(Some(stat.st_size.unsigned_abs())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.error(name, error)),
+        }
+    }
+
+    /// Whether a whole object is in place; if so, makes it young.
+    fn reuse(&self, name: &str, size: u64) -> Result<bool> {
+        match self.size(name)? {
+            Some(found) if found == size => {
+                let now = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+                let times = Timestamps { last_access: now(UTIME_OMIT), last_modification: now(UTIME_NOW) };
+                match rustix::fs::utimensat(&self.file, name, &times, AtFlags::empty()) {
+                    // Objects of another owner cannot be touched; a collector that spares young objects runs as that
+                    // owner, and so does whoever else publishes.
+                    Ok(()) | Err(Errno::PERM | Errno::ACCESS) => Ok(true),
+                    // Collected between the two calls.
+                    Err(Errno::NOENT) => Ok(false),
+                    Err(error) => Err(self.error(name, error)),
+                }
+            }
+            Some(found) => {
+                tracing::warn!(path = %self.path.join(name).display(), found, expected = size, "replacing a damaged object");
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
+        rustix::fs::renameat(&self.file, from, &self.file, to)
+    }
 }
 
 impl LocalStore {
     /// Uses the storage below `root`, which must exist.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        if root.join("data").is_dir() {
-            Ok(Self { root })
-        } else {
-            Err(Error::not_found(format!("repository storage {}", root.display())))
+        if !root.join("data").is_dir() {
+            return Err(Error::not_found(format!("repository storage {}", root.display())));
         }
+        Directory::open(root).map(Self)
     }
 
     /// Creates the directories of an empty storage below `root`; fine if some exist.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        for first in 0..=u8::MAX {
-            let directory = root.join(format!("data/{first:02x}"));
+        let objects = (0..=u8::MAX).map(|first| format!("{first:02x}"));
+        for name in objects.chain(["txn".into()]) {
+            let directory = root.join("data").join(name);
             fs::create_dir_all(&directory).at(&directory)?;
         }
-        let temporary = root.join("data/txn");
-        fs::create_dir_all(&temporary).at(&temporary)?;
-        Ok(Self { root })
+        Directory::open(root).map(Self)
     }
 
     /// The directory of the repository.
     pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    fn path(&self, key: &Key) -> PathBuf {
-        self.root.join(key.to_string())
+        &self.0.path
     }
 
     /// Creates a file that no other process or thread uses, on the file system of the objects.
     fn temporary(&self) -> Result<Temporary> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = format!("data/txn/{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let path = self.root.join(name);
         // A file of that name is left from a process that was killed and had our process id.
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).at(&path)?;
-        Ok(Temporary { file, path, size: 0, root: self.root.clone(), renamed: false })
+        let create = || self.0.open_file(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC);
+        let file = match create() {
+            // A storage that was copied without its empty directories.
+            Err(Errno::NOENT) => {
+                let directory = self.0.path.join("data/txn");
+                fs::create_dir_all(&directory).at(&directory)?;
+                create()
+            }
+            result => result,
+        };
+        let file = file.map_err(|error| self.0.error(&name, error))?;
+        Ok(Temporary { file, name, size: 0, directory: Arc::clone(&self.0), renamed: false })
     }
 }
 
 impl ReadStore for LocalStore {
     fn describe(&self, key: &Key) -> String {
-        self.path(key).display().to_string()
+        self.0.path.join(key.to_string()).display().to_string()
     }
 
     fn read(&self, key: &Key) -> Result<Vec<u8>> {
-        let path = self.path(key);
-        fs::read(&path).map_err(|error| not_found_or_io(&path, error))
+        let mut bytes = Vec::new();
+        self.open(key)?.read_to_end(&mut bytes).at(self.describe(key))?;
+        Ok(bytes)
     }
 
     fn open(&self, key: &Key) -> Result<Box<dyn Read + Send>> {
-        let path = self.path(key);
-        let file = File::open(&path).map_err(|error| not_found_or_io(&path, error))?;
+        let name = key.to_string();
+        let file = self.0.open_file(&name, OFlags::RDONLY).map_err(|error| self.0.error(&name, error))?;
         Ok(Box::new(file))
     }
 
     fn size(&self, key: &Key) -> Result<Option<u64>> {
-        let path = self.path(key);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(path, error)),
-        }
+        self.0.size(&key.to_string())
     }
 }
 
 impl WriteStore for LocalStore {
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
-        if reuse(&self.path(&Key::Object(*id)), stored.len() as u64)? {
+        let name = Key::Object(*id).to_string();
+        if self.0.reuse(&name, stored.len() as u64)? {
             return Ok(Put::Present);
         }
         let mut temporary = self.temporary()?;
-        temporary.write_all(stored).at(&temporary.path)?;
-        temporary.rename(&Key::Object(*id))?;
+        temporary.write_all(stored).at(temporary.path())?;
+        temporary.rename(&name)?;
         Ok(Put::New)
     }
 
@@ -107,31 +167,28 @@ impl WriteStore for LocalStore {
 
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
         let mut temporary = self.temporary()?;
-        temporary.write_all(bytes).at(&temporary.path)?;
-        temporary.file.sync_all().at(&temporary.path)?;
-        temporary.rename(&Key::Named(file))?;
-        sync_directory(&self.root)
+        temporary.write_all(bytes).and_then(|()| temporary.file.sync_all()).at(temporary.path())?;
+        temporary.rename(file.name())?;
+        self.0.file.sync_all().at(&self.0.path)
     }
 
     fn remove(&self, file: NamedFile) -> Result<()> {
-        let path = self.path(&Key::Named(file));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, error)),
-            _ => Ok(()),
+        match rustix::fs::unlinkat(&self.0.file, file.name(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.0.error(file.name(), error)),
         }
     }
 
     fn put_shortcut(&self, id: &ObjectId) -> Result<()> {
-        let path = self.path(&Key::Shortcut(*id));
-        match std::os::unix::fs::symlink(Key::Object(*id).to_string(), &path) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(Error::io(path, error)),
-            _ => Ok(()),
+        let name = Key::Shortcut(*id).to_string();
+        match rustix::fs::symlinkat(Key::Object(*id).to_string(), &self.0.file, &name) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(self.0.error(&name, error)),
         }
     }
 
     fn flush(&self) -> Result<()> {
-        let directory = File::open(&self.root).at(&self.root)?;
-        rustix::fs::syncfs(&directory).map_err(io::Error::from).at(&self.root)
+        rustix::fs::syncfs(&self.0.file).map_err(io::Error::from).at(&self.0.path)
     }
 }
 
@@ -139,23 +196,27 @@ impl WriteStore for LocalStore {
 #[derive(Debug)]
 struct Temporary {
     file: File,
-    path: PathBuf,
+    name: String,
     size: u64,
-    root: PathBuf,
+    directory: Arc<Directory>,
     renamed: bool,
 }
 
 impl Temporary {
-    fn rename(mut self, key: &Key) -> Result<()> {
-        let destination = self.root.join(key.to_string());
-        match fs::rename(&self.path, &destination) {
+    fn path(&self) -> PathBuf {
+        self.directory.path.join(&self.name)
+    }
+
+    fn rename(mut self, to: &str) -> Result<()> {
+        match self.directory.rename(&self.name, to) {
             // A storage that was copied without its empty directories.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let directory = destination.parent().unwrap_or(&self.root);
-                fs::create_dir_all(directory).at(directory)?;
-                fs::rename(&self.path, &destination).at(&destination)?;
+            Err(Errno::NOENT) => {
+                let destination = self.directory.path.join(to);
+                let parent = destination.parent().unwrap_or(&self.directory.path);
+                fs::create_dir_all(parent).at(parent)?;
+                self.directory.rename(&self.name, to).map_err(|error| self.directory.error(to, error))?;
             }
-            result => result.at(&destination)?,
+            result => result.map_err(|error| self.directory.error(to, error))?,
         }
         self.renamed = true;
         Ok(())
@@ -176,10 +237,11 @@ impl Write for Temporary {
 
 impl StagedObject for Temporary {
     fn finish(self: Box<Self>, id: &ObjectId) -> Result<Put> {
-        if reuse(&self.root.join(Key::Object(*id).to_string()), self.size)? {
+        let name = Key::Object(*id).to_string();
+        if self.directory.reuse(&name, self.size)? {
             return Ok(Put::Present);
         }
-        self.rename(&Key::Object(*id))?;
+        self.rename(&name)?;
         Ok(Put::New)
     }
 }
@@ -187,46 +249,17 @@ impl StagedObject for Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.renamed
-            && let Err(error) = fs::remove_file(&self.path)
+            && let Err(error) = rustix::fs::unlinkat(&self.directory.file, &self.name, AtFlags::empty())
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary file");
+            tracing::warn!(path = %self.path().display(), %error, "cannot remove a temporary file");
         }
-    }
-}
-
-/// Whether a whole object is in place; if so, makes it young.
-fn reuse(path: &Path, size: u64) -> Result<bool> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() == size => {
-            // Objects of another owner cannot be touched; a collector that spares young objects must run as that owner.
-            match File::open(path).and_then(|file| file.set_modified(SystemTime::now())) {
-                Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(Error::io(path, error)),
-                _ => Ok(true),
-            }
-        }
-        Ok(metadata) => {
-            tracing::warn!(path = %path.display(), found = metadata.len(), expected = size, "replacing a damaged object");
-            Ok(false)
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, error)),
-    }
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).at(path)
-}
-
-fn not_found_or_io(path: &Path, error: io::Error) -> Error {
-    if error.kind() == ErrorKind::NotFound {
-        Error::not_found(path.display().to_string())
-    } else {
-        Error::io(path, error)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::hash::{Algorithm, ObjectKind};
 
