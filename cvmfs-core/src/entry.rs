@@ -194,15 +194,15 @@ pub mod flag {
 }
 
 /// File type bits of the `mode` column.
-mod type_bits {
-    pub(super) const MASK: u32 = 0o170_000;
-    pub(super) const SOCKET: u32 = 0o140_000;
-    pub(super) const SYMLINK: u32 = 0o120_000;
-    pub(super) const FILE: u32 = 0o100_000;
-    pub(super) const BLOCK: u32 = 0o060_000;
-    pub(super) const DIRECTORY: u32 = 0o040_000;
-    pub(super) const CHARACTER: u32 = 0o020_000;
-    pub(super) const FIFO: u32 = 0o010_000;
+pub(crate) mod type_bits {
+    pub(crate) const MASK: u32 = 0o170_000;
+    pub(crate) const SOCKET: u32 = 0o140_000;
+    pub(crate) const SYMLINK: u32 = 0o120_000;
+    pub(crate) const FILE: u32 = 0o100_000;
+    pub(crate) const BLOCK: u32 = 0o060_000;
+    pub(crate) const DIRECTORY: u32 = 0o040_000;
+    pub(crate) const CHARACTER: u32 = 0o020_000;
+    pub(crate) const FIFO: u32 = 0o010_000;
 }
 
 impl FileContent {

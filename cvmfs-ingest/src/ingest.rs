@@ -1,13 +1,9 @@
 //! Ingest: tarballs become one revision.
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use cvmfs_core::changeset::ChangeSet;
 use cvmfs_core::commit::{self, Publisher};
-use cvmfs_core::error::{IoContext as _, Result};
+use cvmfs_core::error::Result;
 use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Progress, Unit};
 use serde::Serialize;
@@ -68,9 +64,7 @@ pub fn ingest(
     cancel: &Cancel,
 ) -> Result<Outcome> {
     let start = Instant::now();
-    let head = publisher.head(options.commit.now)?;
-    let journal = Journal::create(publisher)?;
-    let mut changes = ChangeSet::create(&journal.0, head.manifest().root_catalog)?;
+    let mut changes = publisher.begin(options.commit.now)?;
 
     progress.phase("ingest", Unit::Bytes, options.total_bytes);
     let mut source = TarSource::new(inputs, options.source.clone())?;
@@ -89,35 +83,4 @@ pub fn ingest(
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let megabytes_per_second = content.bytes_read as f64 / 1e6 / seconds.total.max(1e-9);
     Ok(Outcome { commit, content, seconds, megabytes_per_second })
-}
-
-/// The file of a change set, which goes away with the run.
-struct Journal(PathBuf);
-
-impl Journal {
-    fn create(publisher: &Publisher) -> Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let directory = publisher.config.spool.join("changes");
-        fs::create_dir_all(&directory).at(&directory)?;
-        let path = directory.join(format!("ingest-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-        let journal = Self(path);
-        // Left by a process that was killed and had our process id.
-        journal.remove();
-        Ok(journal)
-    }
-
-    fn remove(&self) {
-        for suffix in ["", "-wal", "-shm"] {
-            let mut path = self.0.clone().into_os_string();
-            path.push(suffix);
-            // Absent is as good as removed.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }

@@ -133,7 +133,7 @@ impl Catalog {
 
     /// The counters of this catalog as its rows have them.
     pub fn recount(&self) -> Result<Counters> {
-        Counters::recount(&self.database)
+        Counters::recount(&self.database, &self.shape)
     }
 
     /// Finds one entry of this catalog.
@@ -312,4 +312,140 @@ fn read_chunks(database: &Database, path: PathHash, raw: &RawKind<'_>) -> Result
         return Err(malformed("they do not cover the file"));
     }
     Ok(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::entry::{EntryKind, FileObjects, Mount, Special};
+    use crate::hash::Algorithm;
+
+    /// Writes a catalog with the tables of an older schema: a root, a directory `d`, a file `f` and a nested catalog.
+    fn old_catalog(directory: &Path, schema: &str, columns: &str, nested: &str, extra: &str) -> std::path::PathBuf {
+        let path = directory.join("catalog");
+        let connection = Connection::open(&path).unwrap();
+        let properties = if schema.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "CREATE TABLE properties (key TEXT PRIMARY KEY, value TEXT); INSERT INTO properties VALUES {schema};"
+            )
+        };
+        connection
+            .execute_batch(&format!(
+                "{properties} CREATE TABLE catalog (md5path_1 INTEGER, md5path_2 INTEGER, parent_1 INTEGER, \
+                 parent_2 INTEGER, {columns}, CONSTRAINT pk_catalog PRIMARY KEY (md5path_1, md5path_2)); \
+                 CREATE TABLE nested_catalogs ({nested}); {extra}"
+            ))
+            .unwrap();
+        let columns: Vec<&str> = columns.split(", ").map(|column| column.split(' ').next().unwrap()).collect();
+        for (at, mode, flags, size) in
+            [("", 16877, 1, 4096), ("d", 16877, 3, 4096), ("f", 33188, 4, 12), ("p", 4480, 4, 0)]
+        {
+            let at: RepoPath = at.parse().unwrap();
+            let parent = at.parent().map_or(PathHash::NULL, |parent| parent.path_hash());
+            let value = |column: &&str| match *column {
+                "hash" if flags == 4 && mode == 33188 => "x'ff049c626904064d641feca0e9936e5b211807c6'".to_owned(),
+                "hash" | "xattr" | "mtimens" => "NULL".into(),
+                "size" => size.to_string(),
+                "mode" => mode.to_string(),
+                "flags" => flags.to_string(),
+                "name" => format!("'{}'", String::from_utf8_lossy(at.name())),
+                "symlink" => "''".into(),
+                _ => "1".into(),
+            };
+            let values: Vec<String> = columns.iter().map(value).collect();
+            let PathHash { first, second } = at.path_hash();
+            let sql = format!(
+                "INSERT INTO catalog (md5path_1, md5path_2, parent_1, parent_2, {}) VALUES ({first}, {second}, {}, {}, {})",
+                columns.join(", "),
+                parent.first,
+                parent.second,
+                values.join(", ")
+            );
+            connection.execute(&sql, []).unwrap();
+        }
+        let nested =
+            "INSERT INTO nested_catalogs (path, sha1) VALUES ('/d', 'da39a3ee5e6b4b0d3255bfef95601890afd80709')";
+        connection.execute(nested, []).unwrap();
+        path
+    }
+
+    const OLDEST: &str =
+        "inode INTEGER, hash BLOB, size INTEGER, mode INTEGER, mtime INTEGER, flags INTEGER, name TEXT, symlink TEXT";
+    const SCHEMA_2_4: &str = "hardlinks INTEGER, hash BLOB, size INTEGER, mode INTEGER, mtime INTEGER, flags INTEGER, \
+                              name TEXT, symlink TEXT, uid INTEGER, gid INTEGER";
+    const CHUNKS: &str =
+        "CREATE TABLE chunks (md5path_1 INTEGER, md5path_2 INTEGER, offset INTEGER, size INTEGER, hash BLOB);";
+
+    #[test]
+    fn older_schemas_are_read() {
+        for (schema, columns, nested, extra) in [
+            ("", OLDEST, "path TEXT, sha1 TEXT", ""),
+            ("('schema', '1.2'), ('revision', '3')", OLDEST, "path TEXT, sha1 TEXT", ""),
+            ("('schema', '2.4'), ('revision', '3')", SCHEMA_2_4, "path TEXT, sha1 TEXT", CHUNKS),
+            ("('schema', '2.5'), ('schema_revision', '0')", SCHEMA_2_4, "path TEXT, sha1 TEXT", CHUNKS),
+            ("('schema', '2.5'), ('schema_revision', '1')", SCHEMA_2_4, "path TEXT, sha1 TEXT, size INTEGER", CHUNKS),
+            ("('schema', '2.5'), ('schema_revision', '99')", SCHEMA_2_4, "path TEXT, sha1 TEXT, size INTEGER", CHUNKS),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let catalog = Catalog::open(&old_catalog(directory.path(), schema, columns, nested, extra)).unwrap();
+            let names: Vec<_> = catalog.list(&RepoPath::root()).unwrap().into_iter().map(|row| row.name).collect();
+            assert_eq!(names, [b"d", b"f", b"p"], "{schema}");
+            let find = |at: &str| catalog.find(&at.parse().unwrap()).unwrap().unwrap();
+            assert_eq!(find("d").entry.kind, EntryKind::Directory(Mount::Mountpoint));
+            assert_eq!(find("p").entry.kind, EntryKind::Special(Special::Fifo));
+            let file = find("f");
+            assert_eq!((file.hardlinks.count, file.entry.mtime.nanoseconds), (1, None));
+            let EntryKind::File(content) = file.entry.kind else { panic!("{schema}: no file") };
+            let stored = Algorithm::Sha1.hash(&crate::compression::stock_zlib(b"hello world\n"));
+            assert_eq!((content.size, content.objects), (12, FileObjects::Whole(stored)));
+            let nested = catalog.nested().unwrap();
+            assert_eq!((nested.len(), nested[0].size), (1, None));
+            assert_eq!(catalog.statistics().unwrap().own.regular, 1);
+        }
+    }
+
+    #[test]
+    fn unknown_schemas_and_other_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for schema in ["('schema', '2.6')", "('schema', '3.0')", "('schema', '2.2')"] {
+            let path = old_catalog(directory.path(), schema, SCHEMA_2_4, "path TEXT, sha1 TEXT", CHUNKS);
+            assert!(matches!(Catalog::open(&path), Err(Error::Unsupported { .. })), "{schema}");
+            std::fs::remove_file(path).unwrap();
+        }
+        let path = directory.path().join("other");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
+        assert!(matches!(Catalog::open(&path), Err(Error::Malformed { .. })));
+        std::fs::write(&path, "no database").unwrap();
+        assert!(Catalog::open(&path).is_err());
+    }
+
+    #[test]
+    fn a_catalog_of_schema_2_5_is_upgraded_when_it_is_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let statistics = "CREATE TABLE statistics (counter TEXT PRIMARY KEY, value INTEGER);";
+        let schema = "('schema', '2.5'), ('schema_revision', '0'), ('revision', '7')";
+        let path =
+            old_catalog(directory.path(), schema, SCHEMA_2_4, "path TEXT, sha1 TEXT", &format!("{CHUNKS}{statistics}"));
+        let store = crate::storage::MemoryStore::new();
+        let stored = crate::compression::stock_zlib(&std::fs::read(path).unwrap());
+        let id = ObjectId::of(Algorithm::Sha1, crate::hash::ObjectKind::Catalog, &stored);
+        crate::storage::WriteStore::put(&store, &id, &stored).unwrap();
+
+        let mut catalog = WritableCatalog::fetch(&store, id.hash, RepoPath::root(), directory.path()).unwrap();
+        let mut row = catalog.find(&"f".parse().unwrap()).unwrap().unwrap();
+        row.entry.mtime.nanoseconds = Some(5);
+        row.entry.xattrs.set(b"user.a", b"1").unwrap();
+        catalog.replace(&row).unwrap();
+        let finish = Finish { now: UnixSeconds(9), previous: id.hash, subtree: Counters::default(), revision: None };
+        let finished = catalog.finish(&finish).unwrap();
+        let catalog = Catalog::open(&finished.file).unwrap();
+        assert_eq!(catalog.find(&"f".parse().unwrap()).unwrap(), Some(row));
+        assert_eq!((catalog.revision().unwrap(), catalog.previous().unwrap()), (8, Some(id.hash)));
+        assert_eq!(catalog.statistics().unwrap().own.xattr, 1);
+        assert_eq!(catalog.bind_mountpoints().unwrap(), []);
+    }
 }

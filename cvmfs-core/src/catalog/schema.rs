@@ -33,6 +33,8 @@ CREATE TABLE statistics (counter TEXT, value INTEGER, CONSTRAINT pk_statistics P
 pub(super) struct Shape {
     /// The select list for entries, with constants for columns that the file lacks.
     pub(super) entry_columns: String,
+    /// The column of extended attributes, or a constant.
+    pub(super) xattr_column: &'static str,
     /// Whether `nested_catalogs` has a size.
     pub(super) nested_size: bool,
     /// Whether there are bind mountpoints.
@@ -87,6 +89,7 @@ impl Shape {
         let has_table = |name| Ok::<_, Error>(!database.columns(name)?.is_empty());
         Ok(Self {
             entry_columns,
+            xattr_column: column("xattr", "NULL"),
             nested_size: database.columns("nested_catalogs")?.iter().any(|name| name == "size"),
             bind_mountpoints: has_table("bind_mountpoints")?,
             chunks: has_table("chunks")?,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Add, AddAssign};
 
+use super::schema::Shape;
 use crate::database::Database;
 use crate::error::{Error, Result};
 
@@ -118,15 +119,23 @@ impl Counters {
     }
 
     /// Counts the rows of a catalog.
-    pub(crate) fn recount(database: &Database) -> Result<Self> {
-        let sql = "SELECT
-            count(*) FILTER (WHERE flags & 28 = 4), count(*) FILTER (WHERE flags & 8), count(*) FILTER (WHERE flags & 16),
-            count(*) FILTER (WHERE flags & 1), (SELECT count(*) FROM nested_catalogs),
-            count(*) FILTER (WHERE flags & 64), (SELECT count(*) FROM chunks),
-            coalesce(sum(size) FILTER (WHERE flags & 28 = 4), 0), coalesce(sum(size) FILTER (WHERE flags & 64), 0),
-            count(xattr), count(*) FILTER (WHERE flags & 128), coalesce(sum(size) FILTER (WHERE flags & 128), 0)
-            FROM catalog";
-        let values = database.query_one(sql, [], |row| {
+    pub(super) fn recount(database: &Database, shape: &Shape) -> Result<Self> {
+        use crate::entry::type_bits::{DIRECTORY, FILE as REGULAR, MASK, SYMLINK};
+        // By mode: the flag for special files came late, and older rows do not have it.
+        let file_type = format!("(mode & {MASK})");
+        let regular = format!("{file_type} = {REGULAR}");
+        let (chunks, xattrs) = (if shape.chunks { "(SELECT count(*) FROM chunks)" } else { "0" }, shape.xattr_column);
+        let sql = format!(
+            "SELECT
+            count(*) FILTER (WHERE {regular}), count(*) FILTER (WHERE {file_type} = {SYMLINK}),
+            count(*) FILTER (WHERE {file_type} NOT IN ({REGULAR}, {SYMLINK}, {DIRECTORY})),
+            count(*) FILTER (WHERE {file_type} = {DIRECTORY}), (SELECT count(*) FROM nested_catalogs),
+            count(*) FILTER (WHERE flags & 64), {chunks},
+            coalesce(sum(size) FILTER (WHERE {regular}), 0), coalesce(sum(size) FILTER (WHERE flags & 64), 0),
+            count({xattrs}), count(*) FILTER (WHERE flags & 128), coalesce(sum(size) FILTER (WHERE flags & 128), 0)
+            FROM catalog"
+        );
+        let values = database.query_one(&sql, [], |row| {
             let mut values = [0; COUNT];
             for (index, value) in values.iter_mut().enumerate() {
                 *value = row.get::<_, i64>(index)?;

@@ -281,7 +281,7 @@ impl WritableCatalog {
     /// Counts rows, sets the properties, packs the file if worth it, and closes it.
     pub fn finish(self, finish: &Finish) -> Result<FinishedCatalog> {
         let database = &self.database;
-        let statistics = Statistics { own: Counters::recount(database)?, subtree: finish.subtree };
+        let statistics = Statistics { own: Counters::recount(database, &self.shape)?, subtree: finish.subtree };
         statistics.write(database)?;
         let revision = finish.revision.unwrap_or(database.parse_property::<u64>("revision")?.unwrap_or(0) + 1);
         database.set_property("revision", &revision)?;

@@ -11,6 +11,7 @@
 
 mod apply;
 mod finish;
+mod journal;
 mod lock;
 mod prepare;
 mod revision;
@@ -32,12 +33,16 @@ use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Unit};
 use crate::repository::{Repository, Selector};
 use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
-use crate::storage::{LocalStore, ReadStore, WriteStore};
+use crate::storage::{LocalStore, ReadStore, WriteStore, remove_old_files};
 use crate::tree::Tree;
 
 pub use apply::Entries;
+pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
 pub use revision::{NewRoot, store_stock};
+
+/// Age in seconds from which files of a run that left no other trace are taken for abandoned: two days.
+const ABANDONED_SECONDS: i64 = 2 * 86_400;
 
 /// Everything that changing one repository takes.
 #[derive(Debug)]
@@ -122,6 +127,32 @@ impl Publisher {
         Ok(directory)
     }
 
+    /// Creates an empty change set for the head in a file that goes away with the value.
+    ///
+    /// # Errors
+    /// Those of [`head`](Self::head): nothing is compressed for a repository that cannot be published.
+    pub fn begin(&self, now: UnixSeconds) -> Result<OpenChangeSet> {
+        let head = self.head(now)?;
+        self.remove_abandoned(now)?;
+        OpenChangeSet::create(&self.journals(), head.manifest().root_catalog)
+    }
+
+    fn journals(&self) -> PathBuf {
+        self.config.spool.join("changes")
+    }
+
+    /// Removes what runs that were killed left behind, once it is old enough that nobody can be using it.
+    fn remove_abandoned(&self, now: UnixSeconds) -> Result<()> {
+        let before = UnixSeconds(now.0 - ABANDONED_SECONDS);
+        let removed = self.store.remove_abandoned(before)?
+            + remove_old_files(&self.journals(), before)?
+            + remove_old_files(&self.scratch()?, before)?;
+        if removed > 0 {
+            tracing::info!(removed, "removed files of runs that were killed");
+        }
+        Ok(())
+    }
+
     /// Reads and verifies the head.
     ///
     /// # Errors
@@ -161,7 +192,7 @@ impl Publisher {
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
         prepare::apply_dirtab(changes, &mut tree, &empty_file, options.now)?;
-        self.check_tag(&head, options)?;
+        check_tag(&head, options)?;
 
         // 3. The tree: catalogs are stored as the pass leaves them.
         let finisher =
@@ -194,16 +225,6 @@ impl Publisher {
                 Ok(())
             })?;
         Ok(outcome(true, manifest.revision, manifest.root_catalog, tag, &applied))
-    }
-
-    /// A tag that exists must be noticed before anything is written.
-    fn check_tag(&self, head: &Repository, options: &Options) -> Result<()> {
-        match &options.tag {
-            Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
-                Err(Error::conflict(format!("tag {tag}"), "it exists already"))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Moves `trunk`, drops automatic tags that are too old, and names the revision.
@@ -244,6 +265,16 @@ impl Publisher {
             external: false,
             direct_io: false,
         }))
+    }
+}
+
+/// A tag that exists must be noticed before anything is written.
+fn check_tag(head: &Repository, options: &Options) -> Result<()> {
+    match &options.tag {
+        Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
+            Err(Error::conflict(format!("tag {tag}"), "it exists already"))
+        }
+        _ => Ok(()),
     }
 }
 

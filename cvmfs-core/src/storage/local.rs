@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_O
 use rustix::io::Errno;
 
 use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
+use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
 
@@ -190,6 +192,28 @@ impl WriteStore for LocalStore {
     fn flush(&self) -> Result<()> {
         rustix::fs::syncfs(&self.0.file).map_err(io::Error::from).at(&self.0.path)
     }
+
+    fn remove_abandoned(&self, before: UnixSeconds) -> Result<u64> {
+        remove_old_files(&self.0.path.join("data/txn"), before)
+    }
+}
+
+/// Removes regular files that were last written before a time; fine if the directory does not exist.
+pub(crate) fn remove_old_files(directory: &Path, before: UnixSeconds) -> Result<u64> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        result => result.at(directory)?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry.at(directory)?.path();
+        // A file that goes meanwhile is not ours to remove.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_file() && metadata.mtime() < before.0 && fs::remove_file(&path).is_ok() {
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// A file in `data/txn`, removed unless it is renamed.
@@ -292,6 +316,19 @@ mod tests {
         File::open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(store.put(&id, b"content").unwrap(), Put::Present);
         assert!(fs::metadata(&path).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn what_dead_processes_left_goes_when_it_is_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(directory.path()).unwrap();
+        for (name, seconds) in [("old", 1000), ("young", 2000)] {
+            let file = File::create(directory.path().join("data/txn").join(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+        }
+        assert_eq!(store.remove_abandoned(UnixSeconds(2000)).unwrap(), 1);
+        assert!(directory.path().join("data/txn/young").exists());
+        assert!(!directory.path().join("data/txn/old").exists());
     }
 
     #[test]

@@ -17,10 +17,12 @@ mod memory;
 use std::fmt;
 use std::io::{Read, Write};
 
+use crate::clock::UnixSeconds;
 use crate::error::Result;
 use crate::hash::ObjectId;
 
 pub use local::LocalStore;
+pub(crate) use local::remove_old_files;
 pub use memory::MemoryStore;
 
 /// The name of something in a store.
@@ -163,6 +165,9 @@ pub trait WriteStore: ReadStore {
 
     /// Makes everything that was put before durable.
     fn flush(&self) -> Result<()>;
+
+    /// Removes what processes that died before a time left half written, and returns how many files that were.
+    fn remove_abandoned(&self, before: UnixSeconds) -> Result<u64>;
 }
 
 /// An object under construction in a [`WriteStore`].

@@ -1,0 +1,58 @@
+//! Change sets under construction, in the spool directory.
+
+use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::changeset::ChangeSet;
+use crate::error::{IoContext as _, Result};
+use crate::hash::ContentHash;
+
+/// A change set whose file goes away with the value.
+#[derive(Debug)]
+pub struct OpenChangeSet {
+    changes: ChangeSet,
+    path: PathBuf,
+}
+
+impl OpenChangeSet {
+    pub(super) fn create(directory: &Path, base: ContentHash) -> Result<Self> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        fs::create_dir_all(directory).at(directory)?;
+        let path = directory.join(format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        // Left by a process that was killed and had our process id.
+        remove_files(&path);
+        Ok(Self { changes: ChangeSet::create(&path, base)?, path })
+    }
+}
+
+impl Deref for OpenChangeSet {
+    type Target = ChangeSet;
+
+    fn deref(&self) -> &ChangeSet {
+        &self.changes
+    }
+}
+
+impl DerefMut for OpenChangeSet {
+    fn deref_mut(&mut self) -> &mut ChangeSet {
+        &mut self.changes
+    }
+}
+
+impl Drop for OpenChangeSet {
+    fn drop(&mut self) {
+        remove_files(&self.path);
+    }
+}
+
+/// Removes the database and the files that SQLite keeps beside it.
+fn remove_files(path: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.to_owned().into_os_string();
+        file.push(suffix);
+        // Absent is as good as removed.
+        let _ = fs::remove_file(file);
+    }
+}
