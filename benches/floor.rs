@@ -54,7 +54,7 @@ fn compress_and_hash(pieces: &[&[u8]]) -> u64 {
         let mut compressor = Compressor::new(Effort::default());
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             let compressed = compressor.compress(piece);
-            std::hint::black_box(Algorithm::Sha1.hash(&compressed));
+            std::hint::black_box(Algorithm::Sha1.hash(compressed));
             stored.fetch_add(compressed.len() as u64, Ordering::Relaxed);
         }
     };
