@@ -167,8 +167,7 @@ impl ChangeSet {
     fn ensure(&mut self, path: &RepoPath, metadata: Metadata) -> Result<()> {
         let entry = metadata.into_entry(EntryKind::Directory(Mount::Plain));
         match self.before(path)? {
-            Some(Before { op: op::ENSURE, .. }) => Ok(()),
-            Some(Before { op: op::PUT, is_directory: true, .. }) => Ok(()),
+            Some(Before { op: op::ENSURE, .. } | Before { op: op::PUT, is_directory: true, .. }) => Ok(()),
             Some(Before { op: op::PUT | op::LINK, .. }) => Err(Error::invalid(
                 path.to_string(),
                 "it is put as something else than a directory, but has entries below it",

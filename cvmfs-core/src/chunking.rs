@@ -33,7 +33,7 @@ impl ChunkSizes {
     /// # Errors
     /// `InvalidInput` otherwise.
     pub fn new(min: u64, average: u64, max: u64) -> Result<Self> {
-        if WINDOW <= min && min < average && average < max && max <= u64::from(u32::MAX) {
+        if WINDOW <= min && min < average && average < max && u32::try_from(max).is_ok() {
             Ok(Self { min, average, max })
         } else {
             Err(Error::invalid(

@@ -468,7 +468,7 @@ impl Recorder<'_> {
             Waiting::Ready(change) => {
                 match &change {
                     Change::Put { content: Content::Directory, .. } | Change::Ensure { .. } => {
-                        self.outcome.directories += 1
+                        self.outcome.directories += 1;
                     }
                     Change::Put { content: Content::Symlink { .. }, .. } => self.outcome.symlinks += 1,
                     Change::Put { content: Content::Special(_), .. } => self.outcome.specials += 1,
@@ -518,7 +518,7 @@ mod tests {
 
     /// Gives files of these contents, by name; fails where `None` stands.
     struct Files {
-        files: Vec<(String, Option<Vec<u8>>)>,
+        contents: Vec<(String, Option<Vec<u8>>)>,
         next: usize,
         at: usize,
         announced: Option<u64>,
@@ -526,13 +526,13 @@ mod tests {
 
     impl Files {
         fn new(files: Vec<(String, Option<Vec<u8>>)>) -> Self {
-            Self { files, next: 0, at: 0, announced: None }
+            Self { contents: files, next: 0, at: 0, announced: None }
         }
     }
 
     impl ChangeSource for Files {
         fn next(&mut self) -> Result<Option<Change>> {
-            let Some((name, content)) = self.files.get(self.next) else { return Ok(None) };
+            let Some((name, content)) = self.contents.get(self.next) else { return Ok(None) };
             (self.next, self.at) = (self.next + 1, 0);
             let content = content.as_ref().ok_or_else(|| Error::invalid("source", "broken"))?;
             let metadata =
@@ -542,7 +542,7 @@ mod tests {
         }
 
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let content = self.files[self.next - 1].1.as_deref().unwrap_or_default();
+            let content = self.contents[self.next - 1].1.as_deref().unwrap_or_default();
             let size = buffer.len().min(content.len() - self.at).min(1000);
             buffer[..size].copy_from_slice(&content[self.at..self.at + size]);
             self.at += size;

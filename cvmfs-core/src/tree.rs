@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::catalog::{Catalog, Row};
@@ -23,7 +24,7 @@ pub struct Tree {
     scratch: PathBuf,
     root: ContentHash,
     /// Most recently used first.
-    open: Vec<(ContentHash, RepoPath, Arc<Catalog>)>,
+    open: Vec<(ContentHash, RepoPath, Rc<Catalog>)>,
 }
 
 impl Tree {
@@ -38,7 +39,7 @@ impl Tree {
     }
 
     /// The root catalog.
-    pub fn root_catalog(&mut self) -> Result<Arc<Catalog>> {
+    pub fn root_catalog(&mut self) -> Result<Rc<Catalog>> {
         self.catalog(self.root, &RepoPath::root())
     }
 
@@ -46,7 +47,7 @@ impl Tree {
     ///
     /// # Errors
     /// Also `Malformed` if the catalog is for another place in the tree.
-    fn catalog(&mut self, hash: ContentHash, mount: &RepoPath) -> Result<Arc<Catalog>> {
+    fn catalog(&mut self, hash: ContentHash, mount: &RepoPath) -> Result<Rc<Catalog>> {
         let entry = match self.open.iter().position(|(open, at, _)| *open == hash && at == mount) {
             Some(index) => self.open.remove(index),
             None => {
@@ -56,17 +57,17 @@ impl Tree {
                     let what = format!("catalog {}", self.store.describe(&ObjectId::catalog(hash).into()));
                     return Err(Error::malformed(what, format!("it is for {root}, not for {mount}")));
                 }
-                (hash, mount.clone(), Arc::new(catalog))
+                (hash, mount.clone(), Rc::new(catalog))
             }
         };
-        let catalog = Arc::clone(&entry.2);
+        let catalog = Rc::clone(&entry.2);
         self.open.insert(0, entry);
         self.open.truncate(OPEN_CATALOGS);
         Ok(catalog)
     }
 
     /// The catalog that has the entries of directory `path`, or where they would be.
-    fn catalog_of(&mut self, path: &RepoPath) -> Result<Arc<Catalog>> {
+    fn catalog_of(&mut self, path: &RepoPath) -> Result<Rc<Catalog>> {
         let mut catalog = self.root_catalog()?;
         let mut below = path.ancestors();
         below.push(path.clone());

@@ -98,10 +98,7 @@ impl Xattrs {
             rest = left;
             Ok::<_, Error>(taken)
         };
-        let (version, count) = match *take(2)? {
-            [version @ (1 | 2), count] => (version, count),
-            _ => return Err(malformed("unknown version")),
-        };
+        let &[version @ (1 | 2), count] = take(2)? else { return Err(malformed("unknown version")) };
         let mut attributes = BTreeMap::new();
         for _ in 0..count {
             let key_length = usize::from(take(1)?[0]);

@@ -123,7 +123,7 @@ impl TarSource {
     /// Opens the next archive; `false` after the last.
     fn open_next(&mut self) -> Result<bool> {
         let Some(Input { name, reader }) = self.inputs.pop_front() else { return Ok(false) };
-        let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, error))?;
+        let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, &error))?;
         self.current = Some((name, Archive::new(reader)));
         Ok(true)
     }
@@ -295,7 +295,7 @@ impl ChangeSource for TarSource {
                 }
                 return self.final_marker();
             };
-            match archive.next().map_err(|error| in_archive(name, error))? {
+            match archive.next().map_err(|error| in_archive(name, &error))? {
                 Some(entry) => {
                     let name = name.clone();
                     self.queue_entry(&name, entry)?;
@@ -309,7 +309,7 @@ impl ChangeSource for TarSource {
         match &mut self.current {
             Some((name, archive)) => archive
                 .read(buffer)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, in_archive(name, error))),
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, in_archive(name, &error))),
             None => Ok(0),
         }
     }
@@ -342,6 +342,6 @@ fn refuse_generated(path: &RepoPath) -> Result<()> {
 }
 
 /// An archive's failure in our vocabulary, with the archive's name.
-fn in_archive(name: &str, error: ArchiveError) -> Error {
+fn in_archive(name: &str, error: &ArchiveError) -> Error {
     Error::invalid(name, error.to_string())
 }

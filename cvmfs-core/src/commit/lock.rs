@@ -44,7 +44,7 @@ impl PublishLock {
                     refuse_foreign_transaction(spool)?;
                     return Ok(lock);
                 }
-                Ok(()) => continue,
+                Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(POLL),
                 Err(Errno::WOULDBLOCK) => {
                     return Err(Error::conflict(path.display().to_string(), "another process is publishing"));

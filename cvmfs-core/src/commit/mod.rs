@@ -76,7 +76,7 @@ impl Options {
             message: String::new(),
             effort: Effort::default(),
             threads: 0,
-            patience: Duration::from_secs(600),
+            patience: Duration::from_mins(10),
         }
     }
 }
@@ -161,7 +161,7 @@ impl Publisher {
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
         prepare::apply_dirtab(changes, &mut tree, &empty_file, options.now)?;
-        self.check_tag(&head, options)?;
+        check_tag(&head, options)?;
 
         // 3. The tree: catalogs are stored as the pass leaves them.
         let finisher =
@@ -194,16 +194,6 @@ impl Publisher {
                 Ok(())
             })?;
         Ok(outcome(true, manifest.revision, manifest.root_catalog, tag, &applied))
-    }
-
-    /// A tag that exists must be noticed before anything is written.
-    fn check_tag(&self, head: &Repository, options: &Options) -> Result<()> {
-        match &options.tag {
-            Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
-                Err(Error::conflict(format!("tag {tag}"), "it exists already"))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Moves `trunk`, drops automatic tags that are too old, and names the revision.
@@ -255,6 +245,16 @@ fn free_automatic_name(history: &History, now: UnixSeconds) -> Result<String> {
         }
     }
     unreachable!("one of the names is free")
+}
+
+/// A tag that exists must be noticed before anything is written.
+fn check_tag(head: &Repository, options: &Options) -> Result<()> {
+    match &options.tag {
+        Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
+            Err(Error::conflict(format!("tag {tag}"), "it exists already"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A base that a garbage collection has removed cannot be compared with.

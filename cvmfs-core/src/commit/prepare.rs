@@ -144,7 +144,7 @@ pub(super) fn apply_dirtab(
         Ok(())
     })?;
     if old != new {
-        find_matches(&rules, RepoPath::root(), changes, head, &mut wanted)?;
+        find_matches(&rules, &RepoPath::root(), changes, head, &mut wanted)?;
     }
     for (directory, entry) in wanted {
         let at = directory.child(MARKER)?;
@@ -164,12 +164,12 @@ pub(super) fn apply_dirtab(
 
 fn find_matches(
     rules: &Dirtab,
-    directory: RepoPath,
+    directory: &RepoPath,
     changes: &ChangeSet,
     head: &mut Tree,
     wanted: &mut BTreeMap<RepoPath, Entry>,
 ) -> Result<()> {
-    for row in head.list(&directory)? {
+    for row in head.list(directory)? {
         let path = directory.child(&row.name)?;
         let is_plain = !matches!(row.entry.kind, EntryKind::Directory(Mount::Bind)) && row.entry.is_directory();
         if !is_plain || goes(&path, changes)? {
@@ -179,7 +179,7 @@ fn find_matches(
             wanted.entry(path.clone()).or_insert_with(|| row.entry.clone());
         }
         if rules.may_match_below(&path) {
-            find_matches(rules, path, changes, head, wanted)?;
+            find_matches(rules, &path, changes, head, wanted)?;
         }
     }
     Ok(())
