@@ -440,7 +440,7 @@ fn a_dead_proxy_is_skipped_at_once_and_later_left_out() {
     let proxy = Server::start_proxy();
     let chain = format!("http://{}|http://{}", Server::refused(), proxy.address);
     let patient =
-        HttpOptions { backoff_initial: Duration::from_secs(60), backoff_max: Duration::from_secs(60), ..options() };
+        HttpOptions { backoff_initial: Duration::from_mins(1), backoff_max: Duration::from_mins(1), ..options() };
     let store = store(&[&server.root()], HttpOptions { proxies: chain.parse().unwrap(), ..patient });
     for _ in 0..3 {
         assert_eq!(read_object(&store).unwrap(), CONTENT);

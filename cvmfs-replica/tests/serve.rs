@@ -18,7 +18,7 @@ use harness::{Client, REPOSITORY, Reply, Server, Site, noise};
 const LARGE: usize = 32 << 20;
 
 fn patient() -> ServeOptions {
-    ServeOptions { shutdown_grace: Duration::from_secs(60), ..ServeOptions::default() }
+    ServeOptions { shutdown_grace: Duration::from_mins(1), ..ServeOptions::default() }
 }
 
 /// Seconds between the `Date` and the `Expires` of a response.
@@ -314,7 +314,7 @@ fn a_current_copy_is_confirmed_and_an_old_one_replaced() {
     let site = Site::new();
     let object = site.put_object(ObjectKind::File, b"object");
     let server = Server::start(&site);
-    let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+    let yesterday = SystemTime::now() - Duration::from_hours(24);
     let manifest = std::fs::File::open(site.storage().join(".cvmfspublished")).unwrap();
     manifest.set_modified(yesterday).unwrap();
     for path in [".cvmfspublished", &object] {

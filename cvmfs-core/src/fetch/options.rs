@@ -56,15 +56,15 @@ impl Default for HttpOptions {
             retries: 3,
             backoff_initial: Duration::from_millis(500),
             backoff_max: Duration::from_secs(5),
-            retry_after_max: Duration::from_secs(60),
+            retry_after_max: Duration::from_mins(1),
             user_agent: concat!("cvmfs-core/", env!("CARGO_PKG_VERSION")).to_owned(),
             ca_bundle: None,
             max_named_size: 1 << 20,
             max_object_size: 16 << 30,
             redirects: Redirects::Refuse,
             fresh_named_files: false,
-            server_reset: Duration::from_secs(30 * 60),
-            proxy_reset: Duration::from_secs(5 * 60),
+            server_reset: Duration::from_mins(30),
+            proxy_reset: Duration::from_mins(5),
             temporary_directory: None,
         }
     }

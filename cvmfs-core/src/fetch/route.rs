@@ -304,7 +304,7 @@ mod tests {
     use super::*;
     use crate::storage::NamedFile;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn servers(list: &str) -> Servers {
         Servers::new(parse_servers(list).unwrap(), MINUTE).unwrap()

@@ -502,7 +502,7 @@ mod tests {
             let (_, mut reader) = decompress(Box::new(Failing(Cursor::new(encode(&sample())), Some(sender)))).unwrap();
             reader.read_exact(&mut [0; 10]).unwrap();
             drop(reader);
-            dropped.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{format} thread still runs"));
+            dropped.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("{format} thread still runs"));
         }
     }
 }

@@ -73,7 +73,7 @@ impl Default for ServeOptions {
         Self {
             max_connections: 8192,
             request_timeout: Duration::from_secs(30),
-            write_stall_timeout: Duration::from_secs(60),
+            write_stall_timeout: Duration::from_mins(1),
             shutdown_grace: Duration::from_secs(30),
             max_uri_length: 4096,
             max_header_size: 16 * 1024,
