@@ -288,16 +288,6 @@ fn free_automatic_name(history: &History, now: UnixSeconds) -> Result<String> {
     unreachable!("one of the names is free")
 }
 
-/// A tag that exists must be noticed before anything is written.
-fn check_tag(head: &Repository, options: &Options) -> Result<()> {
-    match &options.tag {
-        Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
-            Err(Error::conflict(format!("tag {tag}"), "it exists already"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A base that a garbage collection has removed cannot be compared with.
 fn explain_missing_base(error: Error, changes: &ChangeSet) -> Error {
     match error {
