@@ -6,12 +6,11 @@ use std::io::{self, Cursor};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::commit::{self, Publisher};
+use cvmfs_core::commit::Publisher;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::server::ServerRoot;
-use cvmfs_ingest::source::{self, Input, Ownership};
+use cvmfs_ingest::source::Input;
 use cvmfs_publish::mkfs::{self, mkfs};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,33 +23,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("revision {} of {} is empty: {}", made.revision, made.name, made.root_hash);
 
     let publisher = Publisher::open(&root, &name)?;
+    let mut options = cvmfs_ingest::Options::new(&publisher.config, "tools/1.0".parse()?, now)?;
+    options.source.catalog = true;
+    options.commit.tag = Some("v1.0".parse()?);
     let input = Input { name: "tools.tar".into(), reader: Box::new(Cursor::new(tarball()?)) };
-    let outcome = cvmfs_ingest::ingest(&publisher, vec![input], &options(now)?, &Silent, &Cancel::new())?;
+    let outcome = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
     println!("revision {} has {} more entries", outcome.commit.revision, outcome.commit.entries.added);
     assert_eq!(outcome.content.files, 2);
 
     // The same again: the tree is as it should be, so there is no new revision.
     let input = Input { name: "tools.tar".into(), reader: Box::new(Cursor::new(tarball()?)) };
-    let again = cvmfs_ingest::ingest(&publisher, vec![input], &options(now)?, &Silent, &Cancel::new())?;
+    let again = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
     assert!(!again.commit.changed);
     Ok(())
-}
-
-fn options(now: UnixSeconds) -> Result<cvmfs_ingest::Options, Box<dyn Error>> {
-    Ok(cvmfs_ingest::Options {
-        source: source::Options {
-            base_dir: "tools/1.0".parse()?,
-            delete: Vec::new(),
-            catalog: true,
-            ownership: Ownership { uid: Some(0), gid: Some(0), implied: (0, 0) },
-            xattrs: true,
-            mtime_nanoseconds: true,
-            now,
-        },
-        pipeline: pipeline::Options::default(),
-        commit: commit::Options { tag: Some("v1.0".parse()?), ..commit::Options::new(now) },
-        total_bytes: None,
-    })
 }
 
 /// A tarball with a script and a text.

@@ -202,6 +202,11 @@ impl Database {
         fs::read(&path).at(&path)
     }
 
+    /// Bytes of the file.
+    pub(crate) fn file_size(&self) -> Result<u64> {
+        fs::metadata(self.path()).at(self.path()).map(|metadata| metadata.len())
+    }
+
     /// The path of the file, for attaching it to another connection.
     pub(crate) fn path(&self) -> &Path {
         match &self.path {

@@ -57,6 +57,7 @@ pub mod trust;
 pub mod change;
 pub mod changeset;
 pub mod commit;
+pub mod known;
 pub mod pipeline;
 pub mod repository;
 pub mod server;

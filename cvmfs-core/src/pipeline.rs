@@ -22,6 +22,7 @@ use crate::compression::{CompressingWriter, Compression, Compressor, Effort};
 use crate::entry::{Chunk, EntryKind, FileContent, FileObjects};
 use crate::error::{Error, Result};
 use crate::hash::{Algorithm, ObjectId, ObjectKind};
+use crate::known::{KnownContent, KnownObject, PieceKey};
 use crate::object::{ObjectWriter, StoredObject, read_error};
 use crate::path::RepoPath;
 use crate::progress::{Cancel, Progress};
@@ -95,6 +96,8 @@ pub struct Outcome {
 
 /// Runs a source to its end: stores content, records changes.
 ///
+/// With a `known`-content index, pieces that are in it are not compressed again.
+///
 /// # Errors
 /// Those of source, storage and change set; the first one ends the run. Objects that were stored stay: the next run
 /// finds them.
@@ -102,6 +105,7 @@ pub fn run(
     source: &mut dyn ChangeSource,
     store: &dyn WriteStore,
     changes: &mut ChangeSet,
+    known: Option<&KnownContent>,
     options: &Options,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -117,6 +121,7 @@ pub fn run(
     let in_flight = options.max_bytes_in_flight.unwrap_or(useful).max(largest.saturating_add(2 * BLOCK_SIZE));
     let shared = Shared {
         store,
+        known,
         options,
         progress,
         in_flight,
@@ -138,6 +143,7 @@ pub fn run(
 /// What all threads see.
 struct Shared<'a> {
     store: &'a dyn WriteStore,
+    known: Option<&'a KnownContent>,
     options: &'a Options,
     progress: &'a dyn Progress,
     /// Plain bytes that may be in memory at once.
@@ -206,20 +212,43 @@ impl Shared<'_> {
     }
 
     fn store_piece(&self, offset: u64, kind: ObjectKind, plain: &[u8]) -> Result<Piece> {
+        let Options { algorithm, compression, .. } = *self.options;
+        let size = plain.len() as u64;
+        let piece = |object: KnownObject, put| Piece {
+            chunk: Chunk { offset, size, hash: object.id.hash },
+            kind,
+            stored_size: object.stored_size,
+            put,
+        };
+        let Some(known) = self.known else {
+            let (object, put) = self.compress_and_put(kind, plain)?;
+            return Ok(piece(object, put));
+        };
+        let key = PieceKey::of(plain, kind, algorithm, compression);
+        if let Some(object) = known.find(&key, kind, algorithm)
+            && self.store.reuse(&object.id, object.stored_size)?
+        {
+            return Ok(piece(object, Put::Present));
+        }
+        let (object, put) = self.compress_and_put(kind, plain)?;
+        known.remember(key, object, size);
+        Ok(piece(object, put))
+    }
+
+    fn compress_and_put(&self, kind: ObjectKind, plain: &[u8]) -> Result<(KnownObject, Put)> {
         let Options { algorithm, compression, effort, .. } = *self.options;
         let store = |stored: &[u8]| {
             let id = ObjectId::of(algorithm, kind, stored);
             let put = self.store.put(&id, stored)?;
-            let chunk = Chunk { offset, size: plain.len() as u64, hash: id.hash };
-            Ok(Piece { chunk, kind, stored_size: stored.len() as u64, put })
+            Ok((KnownObject { id, stored_size: stored.len() as u64 }, put))
         };
         match compression {
             Compression::Zlib => {
                 let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
-                let piece = store(compressor.compress(plain));
+                let stored = store(compressor.compress(plain));
                 self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-                piece
+                stored
             }
             Compression::None => store(plain),
         }
@@ -576,6 +605,9 @@ mod tests {
             }
             self.0.put(id, stored)
         }
+        fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool> {
+            self.0.reuse(id, stored_size)
+        }
         fn stage(&self) -> Result<Box<dyn StagedObject>> {
             self.0.stage()
         }
@@ -616,7 +648,7 @@ mod tests {
     ) -> Result<(Outcome, Vec<(String, FileContent)>)> {
         let directory = tempfile::tempdir().unwrap();
         let mut changes = ChangeSet::create(&directory.path().join("set"), ContentHash::null(Algorithm::Sha1))?;
-        let outcome = run(source, store, &mut changes, options, &Silent, &Cancel::new())?;
+        let outcome = run(source, store, &mut changes, None, options, &Silent, &Cancel::new())?;
         let mut files = Vec::new();
         changes.for_each(|pending| {
             if let Op::Put(entry) = pending.op
@@ -725,7 +757,7 @@ mod tests {
         let cancel = Cancel::new();
         cancel.cancel();
         let mut source = Files::new(vec![("f".into(), Some(vec![1]))]);
-        let result = run(&mut source, &MemoryStore::new(), &mut changes, &Options::default(), &Silent, &cancel);
+        let result = run(&mut source, &MemoryStore::new(), &mut changes, None, &Options::default(), &Silent, &cancel);
         assert!(matches!(result, Err(Error::Cancelled)));
     }
 }

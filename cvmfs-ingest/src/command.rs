@@ -6,15 +6,13 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, human_bytes, now};
-use cvmfs_core::commit::{self, Publisher};
-use cvmfs_core::compression::{Effort, Engine};
+use cvmfs_core::commit::Publisher;
+use cvmfs_core::compression::Effort;
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::history::TagName;
 use cvmfs_core::path::RepoPath;
-use cvmfs_core::pipeline;
 use cvmfs_core::progress::Cancel;
-use cvmfs_core::server::SystemUser;
-use cvmfs_ingest::source::{self, Input, Ownership};
+use cvmfs_ingest::source::{Input, Ownership};
 use cvmfs_ingest::{Options, Outcome, ingest};
 
 /// Stream tarballs into a CernVM-FS repository and publish them as one revision
@@ -57,11 +55,14 @@ pub(crate) struct Arguments {
     /// Description of that name
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "tag")]
     message: String,
+    /// Compress everything, also what is known to be stored already
+    #[arg(long)]
+    no_index: bool,
     /// Threads that compress and hash [default: one a core]
     #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
     threads: usize,
     /// Effort of compression, 1 (fast) to 9 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "LEVEL", default_value_t = Effort::default().level, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
 }
 
@@ -79,44 +80,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
-    let config = &publisher.config;
-    let now = now()?;
-    let owner = SystemUser::named(&config.owner).or_else(|_| SystemUser::current())?;
-    let keep =
-        |forced: Option<u32>, default: u32| if arguments.keep_owner { None } else { Some(forced.unwrap_or(default)) };
-    let effort = Effort { engine: Engine::default(), level: arguments.level };
-    Ok(Options {
-        source: source::Options {
-            base_dir: arguments.base_dir.clone(),
-            delete: arguments.delete.clone(),
-            catalog: arguments.catalog,
-            ownership: Ownership {
-                uid: keep(arguments.uid, owner.uid),
-                gid: keep(arguments.gid, owner.gid),
-                implied: (arguments.uid.unwrap_or(owner.uid), arguments.gid.unwrap_or(owner.gid)),
-            },
-            xattrs: config.xattrs,
-            mtime_nanoseconds: config.mtime_nanoseconds,
-            now,
-        },
-        pipeline: pipeline::Options {
-            algorithm: config.algorithm,
-            compression: config.compression,
-            effort,
-            chunking: config.chunking,
-            external: config.external,
-            threads: arguments.threads,
-            max_bytes_in_flight: None,
-        },
-        commit: commit::Options {
-            tag: arguments.tag.clone(),
-            message: arguments.message.clone(),
-            effort,
-            threads: arguments.threads,
-            ..commit::Options::new(now)
-        },
-        total_bytes: arguments.tar.iter().map(|path| path.metadata().ok().map(|metadata| metadata.len())).sum(),
-    })
+    let mut options = Options::new(&publisher.config, arguments.base_dir.clone(), now()?)?;
+    options.source.delete.clone_from(&arguments.delete);
+    options.source.catalog = arguments.catalog;
+    options.source.ownership = ownership(arguments, options.source.ownership);
+    options.pipeline.effort.level = arguments.level;
+    options.pipeline.threads = arguments.threads;
+    options.use_index = !arguments.no_index;
+    options.commit.effort = options.pipeline.effort;
+    options.commit.threads = arguments.threads;
+    options.commit.tag.clone_from(&arguments.tag);
+    options.commit.message.clone_from(&arguments.message);
+    options.total_bytes = arguments.tar.iter().map(|path| path.metadata().ok().map(|metadata| metadata.len())).sum();
+    Ok(options)
+}
+
+fn ownership(arguments: &Arguments, default: Ownership) -> Ownership {
+    if arguments.keep_owner {
+        return Ownership { uid: None, gid: None, ..default };
+    }
+    let (uid, gid) = (arguments.uid.unwrap_or(default.implied.0), arguments.gid.unwrap_or(default.implied.1));
+    Ownership { uid: Some(uid), gid: Some(gid), implied: (uid, gid) }
 }
 
 fn open(path: &PathBuf) -> Result<Input> {

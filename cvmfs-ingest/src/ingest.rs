@@ -2,13 +2,16 @@
 
 use std::time::Instant;
 
+use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::Result;
+use cvmfs_core::path::RepoPath;
 use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Progress, Unit};
+use cvmfs_core::server::{RepositoryConfig, SystemUser};
 use serde::Serialize;
 
-use crate::source::{self, Input, TarSource};
+use crate::source::{self, Input, Ownership, TarSource};
 
 /// Choices for an ingest.
 #[derive(Debug, Clone)]
@@ -17,10 +20,43 @@ pub struct Options {
     pub source: source::Options,
     /// How content is stored.
     pub pipeline: pipeline::Options,
+    /// Whether content that was stored before is recognised instead of compressed again.
+    pub use_index: bool,
     /// How the revision is made.
     pub commit: commit::Options,
     /// Plain bytes to come, for the progress bar, if known.
     pub total_bytes: Option<u64>,
+}
+
+impl Options {
+    /// What the repository's configuration asks for: everything below `base_dir`, owned by the repository's owner.
+    ///
+    /// # Errors
+    /// `Io` if the users of this system cannot be looked up.
+    pub fn new(config: &RepositoryConfig, base_dir: RepoPath, now: UnixSeconds) -> Result<Self> {
+        let owner = SystemUser::named(&config.owner).or_else(|_| SystemUser::current())?;
+        Ok(Self {
+            source: source::Options {
+                base_dir,
+                delete: Vec::new(),
+                catalog: false,
+                ownership: Ownership { uid: Some(owner.uid), gid: Some(owner.gid), implied: (owner.uid, owner.gid) },
+                xattrs: config.xattrs,
+                mtime_nanoseconds: config.mtime_nanoseconds,
+                now,
+            },
+            pipeline: pipeline::Options {
+                algorithm: config.algorithm,
+                compression: config.compression,
+                chunking: config.chunking,
+                external: config.external,
+                ..pipeline::Options::default()
+            },
+            use_index: true,
+            commit: commit::Options::new(now),
+            total_bytes: None,
+        })
+    }
 }
 
 /// What became of it.
@@ -68,7 +104,10 @@ pub fn ingest(
 
     progress.phase("ingest", Unit::Bytes, options.total_bytes);
     let mut source = TarSource::new(inputs, options.source.clone())?;
-    let content = pipeline::run(&mut source, &*publisher.store, &mut changes, &options.pipeline, progress, cancel)?;
+    let known = options.use_index.then(|| publisher.known_content()).transpose()?;
+    let store = &*publisher.store;
+    let content = pipeline::run(&mut source, store, &mut changes, known.as_ref(), &options.pipeline, progress, cancel)?;
+    drop(known);
     let stored = Instant::now();
 
     let mut commit = publisher.commit(&mut changes, &options.commit, progress, cancel)?;

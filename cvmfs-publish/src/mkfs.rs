@@ -268,8 +268,9 @@ fn publish_first_revision(
     let metainfo = format!("{metainfo:#}\n");
     let metainfo =
         commit::store_stock(&*publisher.store, options.algorithm, ObjectKind::Metainfo, metainfo.as_bytes())?;
-    let root = NewRoot { hash: catalog.hash, size: plain.len() as u64, revision: finished.revision, now: options.now };
-    publisher.publish_root(None, &root, Some(metainfo), |history| {
+    let root =
+        NewRoot { hash: catalog.hash, size: plain.len() as u64, revision: finished.revision, modified: options.now };
+    publisher.publish_root(None, &root, options.now, Some(metainfo), |history| {
         history.advance_trunk(&root.tag(String::new(), String::new()))
     })
 }

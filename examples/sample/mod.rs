@@ -6,12 +6,11 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::commit::{self, Publisher};
+use cvmfs_core::commit::Publisher;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::server::ServerRoot;
-use cvmfs_ingest::source::{self, Input, Ownership};
+use cvmfs_ingest::source::Input;
 use cvmfs_publish::mkfs::{self, mkfs};
 
 /// Makes a repository below `directory` with one file, `/tools/hello`, in its second revision.
@@ -28,20 +27,8 @@ pub(crate) fn publish(directory: &Path) -> Result<(ServerRoot, RepositoryName, U
     tar.append_data(&mut header, "hello", &b"hello\n"[..])?;
     let input = Input { name: "hello.tar".into(), reader: Box::new(Cursor::new(tar.into_inner()?)) };
 
-    let options = cvmfs_ingest::Options {
-        source: source::Options {
-            base_dir: "tools".parse()?,
-            delete: Vec::new(),
-            catalog: false,
-            ownership: Ownership { uid: Some(0), gid: Some(0), implied: (0, 0) },
-            xattrs: true,
-            mtime_nanoseconds: true,
-            now,
-        },
-        pipeline: pipeline::Options::default(),
-        commit: commit::Options::new(now),
-        total_bytes: None,
-    };
-    cvmfs_ingest::ingest(&Publisher::open(&root, &name)?, vec![input], &options, &Silent, &Cancel::new())?;
+    let publisher = Publisher::open(&root, &name)?;
+    let options = cvmfs_ingest::Options::new(&publisher.config, "tools".parse()?, now)?;
+    cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
     Ok((root, name, now))
 }

@@ -106,6 +106,11 @@ impl Catalog {
         Ok(UnixSeconds(self.database.parse_property("last_modified")?.unwrap_or(0)))
     }
 
+    /// Bytes of the database, uncompressed.
+    pub fn file_size(&self) -> Result<u64> {
+        self.database.file_size()
+    }
+
     /// The catalog that this one replaced; `None` for the first of its path.
     pub fn previous(&self) -> Result<Option<ContentHash>> {
         let hash = self.database.parse_property::<ContentHash>("previous_revision")?;

@@ -29,6 +29,7 @@ use crate::entry::{EntryKind, FileContent, FileObjects};
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, TagName};
+use crate::known::{self, KnownContent};
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Unit};
 use crate::repository::{Repository, Selector};
@@ -137,6 +138,11 @@ impl Publisher {
         OpenChangeSet::create(&self.journals(), head.manifest().root_catalog)
     }
 
+    /// Opens the known-content index of the repository.
+    pub fn known_content(&self) -> Result<KnownContent> {
+        KnownContent::open(&self.config.spool.join("known-content.db"), known::DEFAULT_CAPACITY)
+    }
+
     fn journals(&self) -> PathBuf {
         self.config.spool.join("changes")
     }
@@ -214,17 +220,38 @@ impl Publisher {
         cancel.check()?;
 
         // 4. The revision.
+        let metainfo = head.manifest().metainfo_object();
         let Some(root) = &applied.root else {
-            return Ok(outcome(false, head.manifest().revision, head.manifest().root_catalog, None, &applied));
+            let tag = self.tag_head(&head, options)?;
+            return Ok(outcome(false, head.manifest().revision, head.manifest().root_catalog, tag, &applied));
         };
-        let root = NewRoot { hash: root.nested.hash, size: root.size, revision: root.revision, now: options.now };
+        let root = NewRoot { hash: root.nested.hash, size: root.size, revision: root.revision, modified: options.now };
         let mut tag = None;
-        let manifest =
-            self.publish_root(Some(head.manifest()), &root, head.manifest().metainfo_object(), |history| {
-                tag = self.edit_tags(history, &root, options)?;
-                Ok(())
-            })?;
+        let manifest = self.publish_root(Some(head.manifest()), &root, options.now, metainfo, |history| {
+            tag = self.edit_tags(history, &root, options)?;
+            Ok(())
+        })?;
         Ok(outcome(true, manifest.revision, manifest.root_catalog, tag, &applied))
+    }
+
+    /// Gives the unchanged head the name that was asked for, unless it has it.
+    fn tag_head(&self, head: &Repository, options: &Options) -> Result<Option<String>> {
+        let Some(name) = options.tag.as_ref().map(ToString::to_string) else { return Ok(None) };
+        if head.tags()?.iter().any(|tag| tag.name == name) {
+            return Ok(Some(name));
+        }
+        let catalog = head.tree(&Selector::Head)?.root_catalog()?;
+        let manifest = head.manifest();
+        let root = NewRoot {
+            hash: manifest.root_catalog,
+            size: catalog.file_size()?,
+            revision: manifest.revision,
+            modified: catalog.last_modified()?,
+        };
+        self.publish_root(Some(manifest), &root, options.now, manifest.metainfo_object(), |history| {
+            history.add(&root.tag(name.clone(), options.message.clone()))
+        })?;
+        Ok(Some(name))
     }
 
     /// Moves `trunk`, drops automatic tags that are too old, and names the revision.
@@ -268,11 +295,13 @@ impl Publisher {
     }
 }
 
-/// A tag that exists must be noticed before anything is written.
+/// A tag that exists must be noticed before anything is written. One that names the head may: the tree may turn out to
+/// be unchanged, and a repeated run is no error.
 fn check_tag(head: &Repository, options: &Options) -> Result<()> {
-    match &options.tag {
-        Some(tag) if head.tags()?.iter().any(|existing| existing.name == tag.as_str()) => {
-            Err(Error::conflict(format!("tag {tag}"), "it exists already"))
+    let Some(wanted) = &options.tag else { return Ok(()) };
+    match head.tags()?.into_iter().find(|tag| tag.name == wanted.as_str()) {
+        Some(tag) if tag.root != head.manifest().root_catalog => {
+            Err(Error::conflict(format!("tag {wanted}"), format!("it exists already, for revision {}", tag.revision)))
         }
         _ => Ok(()),
     }

@@ -14,7 +14,7 @@ use crate::manifest::{DEFAULT_TTL, Manifest};
 use crate::reflog::Reflog;
 use crate::storage::{NamedFile, WriteStore};
 
-/// A root catalog in the storage, about to become the head.
+/// A root catalog in the storage that is, or is about to become, the head.
 #[derive(Debug, Clone)]
 pub struct NewRoot {
     /// Its hash.
@@ -24,14 +24,14 @@ pub struct NewRoot {
     /// Its revision.
     pub revision: u64,
     /// When it was written.
-    pub now: UnixSeconds,
+    pub modified: UnixSeconds,
 }
 
 impl NewRoot {
     /// The tag that names this root.
     pub fn tag(&self, name: String, description: String) -> Tag {
-        let Self { hash, size, revision, now } = *self;
-        Tag { name, root: hash, revision, timestamp: now, description, root_size: size, branch: String::new() }
+        let Self { hash, size, revision, modified } = *self;
+        Tag { name, root: hash, revision, timestamp: modified, description, root_size: size, branch: String::new() }
     }
 }
 
@@ -44,11 +44,13 @@ impl Publisher {
     /// 4. reflog and its checksum;
     /// 5. the manifest is signed and replaced.
     ///
-    /// `head` is the manifest that the new one replaces; `None` for the first.
+    /// `head` is the manifest that the new one replaces; `None` for the first. A root that is the head already only
+    /// gets its tags edited.
     pub fn publish_root(
         &self,
         head: Option<&Manifest>,
         root: &NewRoot,
+        now: UnixSeconds,
         metainfo: Option<ObjectId>,
         edit_tags: impl FnOnce(&mut History) -> Result<()>,
     ) -> Result<Manifest> {
@@ -66,7 +68,7 @@ impl Publisher {
             Some(ObjectId::new(history, ObjectKind::History)),
             metainfo,
         ];
-        let reflog_checksum = self.add_to_reflog(head, algorithm, root.now, named.into_iter().flatten())?;
+        let reflog_checksum = self.add_to_reflog(head, algorithm, now, named.into_iter().flatten())?;
 
         let manifest = Manifest {
             root_catalog: root.hash,
@@ -78,7 +80,7 @@ impl Publisher {
             name: self.config.name.clone(),
             certificate: certificate.hash,
             history: Some(history),
-            timestamp: Some(root.now),
+            timestamp: Some(now),
             metainfo: metainfo.map(|id| id.hash),
             reflog_checksum: Some(reflog_checksum),
         };

@@ -28,6 +28,9 @@ pub fn write_store(store: &dyn WriteStore) {
     assert_eq!(store.put(&id, b"content").unwrap(), Put::Present);
     assert_eq!(store.read(&id.into()).unwrap(), b"content");
     assert_eq!(store.size(&id.into()).unwrap(), Some(7));
+    assert!(store.reuse(&id, 7).unwrap());
+    assert!(!store.reuse(&id, 8).unwrap());
+    assert!(!store.reuse(&object(b"absent", ObjectKind::File), 6).unwrap());
     let mut streamed = Vec::new();
     store.open(&id.into()).unwrap().read_to_end(&mut streamed).unwrap();
     assert_eq!(streamed, b"content");

@@ -163,6 +163,10 @@ impl WriteStore for LocalStore {
         Ok(Put::New)
     }
 
+    fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool> {
+        self.0.reuse(&Key::Object(*id).to_string(), stored_size)
+    }
+
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
         Ok(Box::new(self.temporary()?))
     }

@@ -72,6 +72,10 @@ impl WriteStore for MemoryStore {
         Ok(if previous.is_some_and(|bytes| bytes.len() == stored.len()) { Put::Present } else { Put::New })
     }
 
+    fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool> {
+        Ok(self.size(&Key::Object(*id))? == Some(stored_size))
+    }
+
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
         Ok(Box::new(Staged { store: self.clone(), bytes: Vec::new() }))
     }

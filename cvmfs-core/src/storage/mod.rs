@@ -151,6 +151,9 @@ pub trait WriteStore: ReadStore {
     /// collection that began earlier spares it; one of another size is replaced.
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put>;
 
+    /// Looks whether a whole object of this stored size is in place; if so, makes it young again.
+    fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool>;
+
     /// Begins an object whose name is not known yet; dropping the value forgets it.
     fn stage(&self) -> Result<Box<dyn StagedObject>>;
 

@@ -1,0 +1,278 @@
+//! The known-content index: what objects plain bytes became before.
+//!
+//! Nightly builds and image layers repeat most of their bytes. A piece (a whole file or a chunk) that is known costs a
+//! BLAKE3 pass instead of deflate, hash and store. The index is a cache: it can be deleted at any time, several
+//! processes share it, and a hit counts only if the object is still in the storage and whole.
+//!
+//! It also makes runs resumable: a run that was killed is simply repeated, and what it stored is known.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+
+use crate::compression::Compression;
+use crate::error::{DatabaseContext as _, Result};
+use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
+
+/// Version of the file; a file of another version is replaced.
+const VERSION: i64 = 1;
+/// New pieces that are kept in memory before they are written.
+const BATCH: usize = 64;
+/// Plain bytes of new pieces after which they are written.
+const BATCH_BYTES: u64 = 16 << 20;
+/// How long another process may keep the file before this one goes on without writing to it.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Pieces that are remembered by default; about 90 bytes of disk each.
+pub const DEFAULT_CAPACITY: u64 = 20_000_000;
+
+/// The name of plain bytes: a BLAKE3 hash of them and of how they are to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PieceKey([u8; 32]);
+
+impl PieceKey {
+    /// Names a piece that is to become an object of this kind, algorithm and compression.
+    pub fn of(plain: &[u8], kind: ObjectKind, algorithm: Algorithm, compression: Compression) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(plain);
+        // The length keeps the suffix from being mistaken for content.
+        hasher.update(&(plain.len() as u64).to_le_bytes());
+        hasher.update(kind.suffix().as_bytes());
+        hasher.update(&[algorithm as u8, compression as u8]);
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// What a piece became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownObject {
+    /// The object.
+    pub id: ObjectId,
+    /// Its stored bytes, to see whether it is whole.
+    pub stored_size: u64,
+}
+
+/// An index in a file of its own.
+#[derive(Debug)]
+pub struct KnownContent {
+    state: Mutex<State>,
+    capacity: u64,
+    path: std::path::PathBuf,
+}
+
+#[derive(Debug)]
+struct State {
+    connection: Connection,
+    /// Pieces that are not written yet.
+    fresh: HashMap<PieceKey, KnownObject>,
+    fresh_bytes: u64,
+}
+
+impl KnownContent {
+    /// Opens the index in a file, which is made if it does not exist and replaced if it is damaged.
+    pub fn open(path: &Path, capacity: u64) -> Result<Self> {
+        let connection = match connect(path) {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "replacing the known-content index");
+                remove(path);
+                connect(path).in_database(&path.display())?
+            }
+        };
+        let state = State { connection, fresh: HashMap::new(), fresh_bytes: 0 };
+        Ok(Self { state: Mutex::new(state), capacity, path: path.to_owned() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a piece became, if that is known. Whether the object is still there is the caller's to check.
+    pub fn find(&self, key: &PieceKey, kind: ObjectKind, algorithm: Algorithm) -> Option<KnownObject> {
+        let state = self.state();
+        if let Some(object) = state.fresh.get(key) {
+            return Some(*object);
+        }
+        let query = || -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64)>> {
+            let mut statement = state.connection.prepare_cached("SELECT digest, size FROM known WHERE piece = ?1")?;
+            statement.query_row([&key.0[..]], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        };
+        // A cache that cannot be read knows nothing.
+        let (digest, size) = query().ok().flatten()?;
+        let id = ObjectId::new(ContentHash::new(algorithm, digest), kind);
+        Some(KnownObject { id, stored_size: size.cast_unsigned() })
+    }
+
+    /// Remembers what a piece of so many plain bytes became.
+    pub fn remember(&self, key: PieceKey, object: KnownObject, plain_size: u64) {
+        let mut state = self.state();
+        state.fresh.insert(key, object);
+        state.fresh_bytes += plain_size;
+        if state.fresh.len() >= BATCH || state.fresh_bytes >= BATCH_BYTES {
+            self.write(&mut state);
+        }
+    }
+
+    /// Writes what is remembered; failing to only costs time later.
+    pub fn flush(&self) {
+        self.write(&mut self.state());
+    }
+
+    fn write(&self, state: &mut State) {
+        let State { connection, fresh, fresh_bytes } = state;
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let sql = "INSERT OR REPLACE INTO known (piece, digest, size) VALUES (?1, ?2, ?3)";
+                let mut insert = transaction.prepare_cached(sql)?;
+                for (key, object) in fresh.iter() {
+                    let (digest, size) = (object.id.hash.digest(), object.stored_size.cast_signed());
+                    insert.execute((&key.0[..], &digest[..], size))?;
+                }
+                // Row numbers grow, so the smallest are the oldest.
+                let oldest = "DELETE FROM known WHERE rowid <= (SELECT max(rowid) FROM known) - ?1";
+                transaction.prepare_cached(oldest)?.execute([self.capacity.cast_signed()])?;
+            }
+            transaction.commit()
+        };
+        match write() {
+            Ok(()) => {
+                fresh.clear();
+                *fresh_bytes = 0;
+            }
+            // Another process is writing: they stay in memory until next time, unless they get too many.
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "cannot write the known-content index");
+                if fresh.len() > 100 * BATCH {
+                    fresh.clear();
+                }
+            }
+        }
+    }
+
+    /// The number of pieces that are remembered.
+    pub fn len(&self) -> Result<u64> {
+        let state = self.state();
+        let count = "SELECT count(*) FROM known";
+        let written: i64 = state.connection.query_row(count, [], |row| row.get(0)).in_database(&self.path.display())?;
+        Ok(written.cast_unsigned() + state.fresh.len() as u64)
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) -> Result<()> {
+        let mut state = self.state();
+        state.fresh.clear();
+        state.connection.execute_batch("DELETE FROM known").in_database(&self.path.display())
+    }
+}
+
+impl Drop for KnownContent {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(PATIENCE)?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version != VERSION {
+        connection.execute_batch(&format!(
+            "DROP TABLE IF EXISTS known;
+             CREATE TABLE known (id INTEGER PRIMARY KEY, piece BLOB UNIQUE, digest BLOB, size INTEGER);
+             PRAGMA user_version = {VERSION};"
+        ))?;
+    }
+    Ok(connection)
+}
+
+fn remove(path: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.to_owned().into_os_string();
+        file.push(suffix);
+        // Absent is as good as removed; anything else shows when the file is opened again.
+        let _ = fs::remove_file(file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &[u8]) -> PieceKey {
+        PieceKey::of(text, ObjectKind::File, Algorithm::Sha1, Compression::Zlib)
+    }
+
+    fn object(text: &[u8]) -> KnownObject {
+        KnownObject { id: ObjectId::of(Algorithm::Sha1, ObjectKind::File, text), stored_size: 5 }
+    }
+
+    fn find(index: &KnownContent, text: &[u8]) -> Option<KnownObject> {
+        index.find(&key(text), ObjectKind::File, Algorithm::Sha1)
+    }
+
+    #[test]
+    fn what_was_remembered_is_found_also_by_the_next_and_by_another_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known.db");
+        let index = KnownContent::open(&path, 10).unwrap();
+        index.remember(key(b"a"), object(b"1"), 1);
+        assert_eq!(find(&index, b"a"), Some(object(b"1")));
+        assert_eq!(find(&index, b"b"), None);
+        index.flush();
+        let other = KnownContent::open(&path, 10).unwrap();
+        assert_eq!(find(&other, b"a"), Some(object(b"1")));
+        other.remember(key(b"b"), object(b"2"), 1);
+        drop(other);
+        assert_eq!(find(&index, b"b"), Some(object(b"2")));
+        assert_eq!(index.len().unwrap(), 2);
+        index.clear().unwrap();
+        assert!(index.is_empty().unwrap());
+    }
+
+    #[test]
+    fn how_bytes_are_stored_is_part_of_their_name() {
+        let keys = [
+            key(b"a"),
+            PieceKey::of(b"a", ObjectKind::Chunk, Algorithm::Sha1, Compression::Zlib),
+            PieceKey::of(b"a", ObjectKind::File, Algorithm::Rmd160, Compression::Zlib),
+            PieceKey::of(b"a", ObjectKind::File, Algorithm::Sha1, Compression::None),
+        ];
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[index + 1..].contains(key));
+        }
+    }
+
+    #[test]
+    fn the_oldest_pieces_go_when_there_are_too_many() {
+        let directory = tempfile::tempdir().unwrap();
+        let index = KnownContent::open(&directory.path().join("known.db"), 100).unwrap();
+        for number in 0..1000_u32 {
+            index.remember(key(&number.to_le_bytes()), object(b"1"), 1);
+        }
+        index.flush();
+        assert_eq!(index.len().unwrap(), 100);
+        assert_eq!(find(&index, &0_u32.to_le_bytes()), None);
+        assert!(find(&index, &999_u32.to_le_bytes()).is_some());
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known.db");
+        fs::write(&path, "no database at all, but long enough to look at").unwrap();
+        let index = KnownContent::open(&path, 10).unwrap();
+        index.remember(key(b"a"), object(b"1"), 1);
+        drop(index);
+        assert!(find(&KnownContent::open(&path, 10).unwrap(), b"a").is_some());
+    }
+}
