@@ -41,7 +41,7 @@ fn flipped_bits_of_compressed_archives_are_noticed() {
     for (name, mut bytes) in compressed(&whole) {
         let at = bytes.len() / 2;
         bytes[at] ^= 0x10;
-        repo.refuses(&bytes, &[], 1, &[name, "byte", "new/file"]);
+        repo.refuses(&bytes, &[], 1, &[name, "byte"]);
     }
 }
 
@@ -91,8 +91,7 @@ fn impossible_entries_are_refused_where_they_stand() {
         (link(".cvmfs/x", "first"), vec![at, ".cvmfs"]),
         (link("l", "l"), vec![at, "itself"]),
         (start.clone().dir("d").link("l", "d").end(), vec!["byte 1536", "directory"]),
-        (file("."), vec![at, "root directory"]),
-        (file("/"), vec![at]),
+        (file("."), vec![at, "base directory"]),
         (start.clone().symlink("./", "x").end(), vec![at]),
     ] {
         repo.refuses(&archive, &[], 1, &fragments);
@@ -205,13 +204,15 @@ fn the_same_archive_again_makes_no_revision() {
         .file("n/x", &noise(9 << 20, 5))
         .link("cross", "n/x")
         .end();
-    for arguments in [&["--base-dir", "x/y"][..], &["--base-dir", "z", "--catalog"], &["--base-dir", "z", "--catalog"]] {
+    for arguments in [&["--base-dir", "x/y"][..], &["--base-dir", "z", "--catalog"], &["--base-dir", "z", "--catalog"]]
+    {
         repo.accepts(&tar, arguments);
         let before = repo.manifest();
         // An own clock: time that passes is no change.
         let path = repo.archive(&tar);
         let mut command = repo.command(&[&["--tar", &path], arguments].concat());
-        let again: Run = command.env("SOURCE_DATE_EPOCH", (super::support::now().0 + 50).to_string()).output().unwrap().into();
+        let again: Run =
+            command.env("SOURCE_DATE_EPOCH", (super::support::now().0 + 50).to_string()).output().unwrap().into();
         let again = again.expect(0, &[]);
         assert!(again.out.contains("unchanged"), "{again:?}");
         assert!(repo.manifest() == before, "{arguments:?}");
@@ -253,7 +254,8 @@ fn parent_directories_that_no_archive_names_have_sane_owners() {
 fn files_that_nobody_may_read_are_published() {
     let repo = Repo::new();
     let secret = |header: &mut [u8; 512]| header[100..108].copy_from_slice(b"0000000\0");
-    let tar = Tar::new().entry(b'0', "file", "", b"secret", secret).entry(b'5', "dir", "", b"", secret).file("dir/x", b"");
+    let tar =
+        Tar::new().entry(b'0', "file", "", b"secret", secret).entry(b'5', "dir", "", b"", secret).file("dir/x", b"");
     repo.accepts(&tar.end(), &[]);
     let list = repo.list();
     assert_eq!((&list["file"].mode[..], &list["dir"].mode[..], list["file"].size), ("0000", "0000", 6));

@@ -24,7 +24,14 @@ fn links_count_the_names_in_their_directory() {
     repo.accepts(&tar.end(), &["--base-dir", "base"]);
     expect(
         &repo,
-        &[("base/a/one", 3), ("base/a/two", 3), ("base/a/six", 3), ("base/b/three", 2), ("base/b/four", 2), ("base/c/five", 1)],
+        &[
+            ("base/a/one", 3),
+            ("base/a/two", 3),
+            ("base/a/six", 3),
+            ("base/b/three", 2),
+            ("base/b/four", 2),
+            ("base/c/five", 1),
+        ],
     );
 }
 
@@ -56,7 +63,10 @@ fn links_to_what_the_repository_has_join_its_group() {
     expect(&repo, &[("group/one", 3), ("group/two", 3), ("group/three", 3)]);
     let tar = Tar::new().link("group/four", "group/two").link("dir/copy", "group/one").link("dir/again", "dir/copy");
     repo.accepts(&tar.end(), &[]);
-    expect(&repo, &[("group/one", 4), ("group/two", 4), ("group/three", 4), ("group/four", 4), ("dir/copy", 2), ("dir/again", 2)]);
+    expect(
+        &repo,
+        &[("group/one", 4), ("group/two", 4), ("group/three", 4), ("group/four", 4), ("dir/copy", 2), ("dir/again", 2)],
+    );
     repo.accepts(&Tar::new().link("dir/more", "dir/file").end(), &[]);
     expect(&repo, &[("dir/file", 2), ("dir/more", 2)]);
     // Different names of one group, in one archive.
@@ -116,7 +126,10 @@ fn links_over_several_archives_and_to_what_goes_work() {
     // What a link took before its target was replaced stays.
     repo.accepts(&Tar::new().link("dir/kept", "dir/file").file("dir/file", b"something new").end(), &[]);
     let list = repo.list();
-    assert_eq!((list["dir/kept"].size, list["dir/kept"].links, list["dir/file"].size, list["dir/file"].links), (7, 1, 13, 1));
+    assert_eq!(
+        (list["dir/kept"].size, list["dir/kept"].links, list["dir/file"].size, list["dir/file"].links),
+        (7, 1, 13, 1)
+    );
 }
 
 #[test]

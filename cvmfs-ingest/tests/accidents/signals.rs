@@ -32,7 +32,8 @@ fn a_signal_in_the_middle_loses_nothing() {
 fn output_that_nobody_reads_is_no_failure() {
     let repo = Repo::with_content();
     let path = repo.archive(&Tar::new().file("a", b"x").end());
-    let script = format!("{} --root \"$1\" --tar \"$2\" | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_cvmfs-ingest"));
+    let script =
+        format!("{} --root \"$1\" --tar \"$2\" | true; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_cvmfs-ingest"));
     let mut command = Command::new("bash");
     command.args(["-c", &script, "bash"]).arg(repo.root()).arg(&path);
     assert_eq!(command.status().unwrap().code(), Some(0));

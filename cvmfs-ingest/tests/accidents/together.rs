@@ -10,7 +10,7 @@ fn commits_on_the_same_path_are_a_conflict() {
     let repo = Repo::with_content();
     let tar = |content: &[u8]| Tar::new().file("x/same", content).end();
     let first = repo.start(&["--tar", "-"]);
-    repo.accepts(&tar(b"the other one's"), &[]);
+    repo.ingest(&tar(b"the other one's"), &[]).expect(0, &[]);
     let before = repo.manifest();
     finish(first, &tar(b"mine")).expect(4, &["/x/same", "another commit"]);
     assert!(repo.manifest() == before);
@@ -38,7 +38,7 @@ fn conflicts_of_every_kind_are_noticed() {
     for (number, (mine, my_arguments, theirs, their_arguments)) in cases.into_iter().enumerate() {
         let repo = Repo::with_content();
         let first = repo.start(&[&["--tar", "-"], my_arguments].concat());
-        repo.accepts(&theirs, their_arguments);
+        repo.ingest(&theirs, their_arguments).expect(0, &[]);
         let before = repo.manifest();
         let run = finish(first, &mine);
         assert_eq!(run.code, Some(4), "case {number}: {run:?}");
@@ -51,7 +51,8 @@ fn conflicts_of_every_kind_are_noticed() {
 fn commits_on_different_paths_both_arrive() {
     let repo = Repo::with_content();
     let first = repo.start(&["--tar", "-", "--base-dir", "dir/mine", "--catalog", "--delete", "link"]);
-    repo.accepts(&Tar::new().file("a", b"theirs").link("l", "a").end(), &["--base-dir", "dir/theirs"]);
+    let theirs = Tar::new().file("a", b"theirs").link("l", "a").end();
+    repo.ingest(&theirs, &["--base-dir", "dir/theirs"]).expect(0, &[]);
     finish(first, &Tar::new().file("b", b"mine").end()).expect(0, &[]);
     repo.check();
     let paths = repo.paths();
@@ -66,7 +67,7 @@ fn publishers_who_agree_do_not_conflict() {
     let repo = Repo::with_content();
     let tar = Tar::new().dir("x").file("x/same", b"same").end();
     let first = repo.start(&["--tar", "-", "--delete", "link"]);
-    repo.accepts(&tar, &["--delete", "link"]);
+    repo.ingest(&tar, &["--delete", "link"]).expect(0, &[]);
     let before = repo.manifest();
     let run = finish(first, &tar).expect(0, &[]);
     assert!(run.out.contains("unchanged"), "{run:?}");

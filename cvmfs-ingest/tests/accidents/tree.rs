@@ -46,11 +46,7 @@ fn nested_catalogs_can_be_deleted_and_replaced() {
         (Tar::new().link("nested", "dir/file"), &[], vec!["nested"]),
         (Tar::new().file("nested/new", b""), &["--delete", "nested"], vec!["nested", "nested/new"]),
         (Tar::new(), &["--delete", "nested/.cvmfscatalog"], vec!["nested", "nested/sub", "nested/sub/deep"]),
-        (
-            Tar::new().file("nested/.cvmfscatalog", b""),
-            &["--delete", "nested"],
-            vec!["nested", "nested/.cvmfscatalog"],
-        ),
+        (Tar::new().file("nested/.cvmfscatalog", b""), &["--delete", "nested"], vec!["nested", "nested/.cvmfscatalog"]),
         (
             Tar::new().file("nested/sub/.cvmfscatalog", b""),
             &["--delete", "nested/.cvmfscatalog"],
@@ -62,7 +58,10 @@ fn nested_catalogs_can_be_deleted_and_replaced() {
         let found: Vec<String> = repo.paths().into_iter().filter(|path| path.starts_with("nested")).collect();
         assert_eq!(found, expected, "{arguments:?}");
         // There and back again.
-        repo.accepts(&Tar::new().file("nested/.cvmfscatalog", b"").file("nested/sub/x", b"").end(), &["--delete", "nested"]);
+        repo.accepts(
+            &Tar::new().file("nested/.cvmfscatalog", b"").file("nested/sub/x", b"").end(),
+            &["--delete", "nested"],
+        );
         assert_eq!(below(&repo, "nested"), [".cvmfscatalog", "sub", "sub/x"]);
     }
 }
@@ -129,7 +128,8 @@ fn a_base_directory_below_something_else_is_refused() {
     for (base, obstacle) in
         [("link", "/link"), ("link/x", "/link"), ("dir/file", "/dir/file"), ("dir/file/x/y", "/dir/file")]
     {
-        for arguments in [&["--tar", &path, "--base-dir", base][..], &["--tar", &path, "--base-dir", base, "--catalog"]] {
+        for arguments in [&["--tar", &path, "--base-dir", base][..], &["--tar", &path, "--base-dir", base, "--catalog"]]
+        {
             repo.fails(arguments, 1, &[obstacle, "directory"]);
         }
     }
@@ -181,7 +181,8 @@ fn the_rules_of_the_repository_hold_for_archives() {
     repo.accepts(&Tar::new().file(".cvmfsdirtab", b"/dir/*\n/soft/*/*\n! *tmp\n").end(), &[]);
     assert!(repo.paths().contains(&"dir/sub/.cvmfscatalog".to_owned()));
     repo.accepts(&Tar::new().file("soft/a/1/x", b"").file("soft/a/tmp/x", b"").file("soft/b/2/x", b"").end(), &[]);
-    let markers: Vec<String> = below(&repo, "soft").into_iter().filter(|path| path.ends_with(".cvmfscatalog")).collect();
+    let markers: Vec<String> =
+        below(&repo, "soft").into_iter().filter(|path| path.ends_with(".cvmfscatalog")).collect();
     assert_eq!(markers, ["a/1/.cvmfscatalog", "b/2/.cvmfscatalog"]);
     let path = repo.archive(&Tar::new().file(".cvmfsdirtab", b"relative\n").end());
     repo.fails(&["--tar", &path], 1, &[".cvmfsdirtab", "line 1", "slash"]);
