@@ -172,8 +172,23 @@ impl ChangeSet {
                 path.to_string(),
                 "it is put as something else than a directory, but has entries below it",
             )),
+            // Nothing is left that could stay as it is.
+            Some(Before { op: op::REMOVE, .. }) => self.write_entry(path, op::PUT, &entry, None),
+            None if self.is_gone(path)? => self.write_entry(path, op::PUT, &entry, None),
             None | Some(_) => self.write_entry(path, op::ENSURE, &entry, None),
         }
+    }
+
+    /// Whether what the repository has at a path without row goes with a directory above it.
+    fn is_gone(&self, path: &RepoPath) -> Result<bool> {
+        for ancestor in path.ancestors() {
+            if let Some(Before { op, cleared, is_directory }) = self.before(&ancestor)?
+                && (cleared || op == op::REMOVE || !is_directory)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn link(&mut self, path: &RepoPath, target: &RepoPath) -> Result<()> {
@@ -195,19 +210,10 @@ impl ChangeSet {
             Some(Pending { op: Op::Remove, .. }) => {
                 Err(Error::invalid(path.to_string(), format!("hard link to {target}, which is removed")))
             }
-            None => {
-                for ancestor in target.ancestors() {
-                    if let Some(Before { op, cleared, is_directory }) = self.before(&ancestor)?
-                        && (cleared || op == op::REMOVE || !is_directory)
-                    {
-                        return Err(Error::invalid(
-                            path.to_string(),
-                            format!("hard link to {target}, which does not exist"),
-                        ));
-                    }
-                }
-                self.write_link(path, target)
+            None if self.is_gone(target)? => {
+                Err(Error::invalid(path.to_string(), format!("hard link to {target}, which does not exist")))
             }
+            None => self.write_link(path, target),
         }
     }
 
@@ -228,6 +234,7 @@ impl ChangeSet {
     fn clear(&mut self, path: &RepoPath) -> Result<()> {
         self.delete_below(path)?;
         match self.before(path)? {
+            None if self.is_gone(path)? => Ok(()),
             None => self.execute("INSERT INTO changes (key, op, cleared) VALUES (?1, ?2, 1)", (key(path), op::KEEP)),
             Some(Before { op: op::REMOVE, .. }) => Ok(()),
             Some(Before { is_directory: true, .. }) => {
@@ -544,7 +551,10 @@ mod tests {
             (vec![put("a", file(b"1")), put("a", file(b"2"))], vec!["f /a"]),
             (vec![ensure("a"), put("a/b", file(b"")), put("a", file(b""))], vec!["f /a"]),
             (vec![put("a", file(b"")), put("a", Content::Directory), put("a/b", file(b""))], vec!["d! /a", "f /a/b"]),
-            (vec![remove("a"), ensure("a"), put("a/b", file(b""))], vec!["e! /a", "f /a/b"]),
+            (vec![remove("a"), ensure("a"), put("a/b", file(b""))], vec!["d! /a", "f /a/b"]),
+            (vec![remove("a"), ensure("a"), ensure("a/b")], vec!["d! /a", "d /a/b"]),
+            (vec![Change::Clear { path: path("a") }, ensure("a")], vec!["e! /a"]),
+            (vec![Change::Clear { path: path("a") }, Change::Clear { path: path("a/b") }], vec!["k! /a"]),
             (vec![put("a", Content::Directory), put("a/b", file(b"")), remove("a")], vec!["r /a"]),
             (vec![put("a", Content::Directory), Change::Clear { path: path("a") }], vec!["d! /a"]),
             (vec![put("a", Content::Directory), ensure("a")], vec!["d /a"]),

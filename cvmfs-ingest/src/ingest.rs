@@ -110,7 +110,9 @@ pub fn ingest(
     drop(known);
     let stored = Instant::now();
 
-    let mut commit = publisher.commit(&mut changes, &options.commit, progress, cancel)?;
+    let mut commit_options = options.commit.clone();
+    commit_options.catalogs.extend(options.source.catalog.then(|| options.source.base_dir.clone()));
+    let mut commit = publisher.commit(&mut changes, &commit_options, progress, cancel)?;
     let mut warnings = source.take_warnings();
     warnings.append(&mut commit.warnings);
     commit.warnings = warnings;

@@ -80,12 +80,15 @@ impl Finisher {
             let stored =
                 store_database(&*store, &finished.file, ObjectKind::Catalog, algorithm, &mut compressor, effort.level);
             compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+            let FinishedCatalog { file, statistics, revision } = finished;
+            // Before anybody hears of it: with the last catalog the process may end, and nobody would remove the file.
+            drop(file);
             let stored = stored.map(|StoredDatabase { hash, size, stored_size }| StoredCatalog {
                 nested: Nested { path: mount, hash, size: Some(size) },
                 size,
                 stored_size,
-                revision: finished.revision,
-                total: finished.statistics.total(),
+                revision,
+                total: statistics.total(),
             });
             // Nobody waits any more if the commit failed elsewhere.
             let _ = sender.send(stored);

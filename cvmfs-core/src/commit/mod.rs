@@ -30,7 +30,7 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, TagName};
 use crate::known::{self, KnownContent};
-use crate::path::RepositoryName;
+use crate::path::{RepoPath, RepositoryName};
 use crate::progress::{Cancel, Progress, Unit};
 use crate::repository::{Repository, Selector};
 use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
@@ -61,6 +61,8 @@ pub struct Publisher {
 pub struct Options {
     /// The time of the revision.
     pub now: UnixSeconds,
+    /// Directories that become nested catalogs unless they are.
+    pub catalogs: Vec<RepoPath>,
     /// A name for the revision.
     pub tag: Option<TagName>,
     /// Description of that tag.
@@ -78,6 +80,7 @@ impl Options {
     pub fn new(now: UnixSeconds) -> Self {
         Self {
             now,
+            catalogs: Vec::new(),
             tag: None,
             message: String::new(),
             effort: Effort::default(),
@@ -197,7 +200,7 @@ impl Publisher {
         }
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
-        prepare::apply_dirtab(changes, &mut tree, &empty_file, options.now)?;
+        prepare::add_markers(changes, &mut tree, &options.catalogs, &empty_file, options.now)?;
         check_tag(&head, options)?;
 
         // 3. The tree: catalogs are stored as the pass leaves them.

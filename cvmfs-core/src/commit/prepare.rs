@@ -83,20 +83,17 @@ fn same_tree(top: &RepoPath, base: &mut Tree, head: &mut Tree) -> Result<bool> {
 /// # Errors
 /// `InvalidInput` if a target does not exist or is a directory.
 pub(super) fn resolve_links(changes: &mut ChangeSet, head: &mut Tree) -> Result<()> {
-    let mut links: BTreeMap<RepoPath, Vec<RepoPath>> = BTreeMap::new();
-    changes.for_each(|pending| {
-        if let Op::LinkToExisting(target) = pending.op {
-            links.entry(target).or_default().push(pending.path);
+    // By one name of each file, whichever of its names the links name.
+    let mut links: BTreeMap<RepoPath, (Row, Vec<RepoPath>)> = BTreeMap::new();
+    changes.for_each(|Pending { path, op, .. }| {
+        if let Op::LinkToExisting(target) = op {
+            let row = find_target(&path, &target, head)?;
+            let first = first_name(target, &row, head)?;
+            links.entry(first).or_insert_with(|| (row, Vec::new())).1.push(path);
         }
         Ok(())
     })?;
-    for (target, paths) in links {
-        let place = || paths.first().map_or_else(String::new, ToString::to_string);
-        let row = head.find(&target)?;
-        let row = row.ok_or_else(|| Error::invalid(place(), format!("hard link to {target}, which does not exist")))?;
-        if row.entry.is_directory() {
-            return Err(Error::invalid(place(), format!("hard link to the directory {target}")));
-        }
+    for (target, (row, paths)) in links {
         let mut names: BTreeSet<RepoPath> = paths.iter().cloned().collect();
         if let Some(directory) =
             target.parent().filter(|directory| paths.iter().any(|path| path.parent().as_ref() == Some(directory)))
@@ -116,35 +113,46 @@ pub(super) fn resolve_links(changes: &mut ChangeSet, head: &mut Tree) -> Result<
     Ok(())
 }
 
-/// Adds the catalog markers that `.cvmfsdirtab` asks for: in the directories of the change set, and in the whole tree
-/// if the rules themselves change. `marker` is the content of an empty file.
-pub(super) fn apply_dirtab(
+fn find_target(path: &RepoPath, target: &RepoPath, head: &mut Tree) -> Result<Row> {
+    let invalid = |reason| Error::invalid(path.to_string(), reason);
+    match head.find(target)? {
+        Some(row) if row.entry.is_directory() => Err(invalid(format!("hard link to the directory {target}"))),
+        Some(row) => Ok(row),
+        None => Err(invalid(format!("hard link to {target}, which does not exist"))),
+    }
+}
+
+/// The first name that a file has in the directory of one of its names.
+fn first_name(name: RepoPath, row: &Row, head: &mut Tree) -> Result<RepoPath> {
+    let group = row.hardlinks.group;
+    match name.parent() {
+        Some(directory) if group != 0 => match head.list(&directory)?.iter().find(|row| row.hardlinks.group == group) {
+            Some(first) => directory.child(&first.name),
+            None => Ok(name),
+        },
+        _ => Ok(name),
+    }
+}
+
+/// Adds a catalog marker to each directory that is asked for and has none: the ones in `catalogs`, and those that
+/// `.cvmfsdirtab` selects. `marker` is the content of an empty file.
+pub(super) fn add_markers(
     changes: &mut ChangeSet,
     head: &mut Tree,
+    catalogs: &[RepoPath],
     marker: &EntryKind,
     now: UnixSeconds,
 ) -> Result<()> {
-    let path = RepoPath::root().child(dirtab::NAME)?;
-    let old = head.find(&path)?.map(|row| row.entry);
-    let new = match changes.get(&path)?.map(|pending| pending.op) {
-        Some(Op::Put(entry)) => Some(entry),
-        Some(Op::Remove) => None,
-        _ => old.clone(),
-    };
-    let Some(Entry { kind: EntryKind::File(file), .. }) = &new else { return Ok(()) };
-    let rules = Dirtab::parse(&read_small_file(head, &path, file)?)?;
-    let mut wanted = BTreeMap::new();
-    changes.for_each(|pending| {
-        if let Op::Put(entry) | Op::Ensure(entry) = pending.op
-            && entry.is_directory()
-            && rules.matches(&pending.path)
-        {
-            wanted.insert(pending.path, entry);
-        }
-        Ok(())
-    })?;
-    if old != new {
-        find_matches(&rules, &RepoPath::root(), changes, head, &mut wanted)?;
+    let mut wanted = find_selected(changes, head)?;
+    for path in catalogs {
+        let entry = match changes.get(path)?.map(|pending| pending.op) {
+            Some(Op::Put(entry) | Op::Ensure(entry)) => Some(entry),
+            None | Some(Op::Keep) if !goes(path, changes)? => head.find(path)?.map(|row| row.entry),
+            _ => None,
+        };
+        let entry = entry.filter(|entry| entry.is_directory() && !path.is_root());
+        let entry = entry.ok_or_else(|| Error::invalid(path.to_string(), "it cannot become a nested catalog"))?;
+        wanted.insert(path.clone(), entry);
     }
     for (directory, entry) in wanted {
         let at = directory.child(MARKER)?;
@@ -160,6 +168,34 @@ pub(super) fn apply_dirtab(
         }
     }
     Ok(())
+}
+
+/// Finds what `.cvmfsdirtab` selects: of the directories of the change set, and in the whole tree if the rules
+/// themselves change.
+fn find_selected(changes: &ChangeSet, head: &mut Tree) -> Result<BTreeMap<RepoPath, Entry>> {
+    let mut wanted = BTreeMap::new();
+    let path = RepoPath::root().child(dirtab::NAME)?;
+    let old = head.find(&path)?.map(|row| row.entry);
+    let new = match changes.get(&path)?.map(|pending| pending.op) {
+        Some(Op::Put(entry)) => Some(entry),
+        Some(Op::Remove) => None,
+        _ => old.clone(),
+    };
+    let Some(Entry { kind: EntryKind::File(file), .. }) = &new else { return Ok(wanted) };
+    let rules = Dirtab::parse(&read_small_file(head, &path, file)?)?;
+    changes.for_each(|pending| {
+        if let Op::Put(entry) | Op::Ensure(entry) = pending.op
+            && entry.is_directory()
+            && rules.matches(&pending.path)
+        {
+            wanted.insert(pending.path, entry);
+        }
+        Ok(())
+    })?;
+    if old != new {
+        find_matches(&rules, &RepoPath::root(), changes, head, &mut wanted)?;
+    }
+    Ok(wanted)
 }
 
 fn find_matches(

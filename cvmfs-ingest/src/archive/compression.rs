@@ -115,12 +115,12 @@ enum Message {
 fn decode(format: Format, input: Box<dyn Read + Send>, sender: &SyncSender<Message>) {
     let input = BufReader::with_capacity(INPUT_BUFFER, Source(input));
     let mut decompressed = 0;
-    let failed = |source: io::Error, decompressed| {
+    let failed = |source: io::Error, decompressed: u64| {
         // Errors of the input itself are marked by `Source`; all others are the decoder's.
         if source.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<ArchiveError>) {
             source
         } else {
-            ArchiveError::Decompression { format, decompressed, source }.into()
+            ArchiveError::Decompression { at: decompressed.into(), format, source }.into()
         }
     };
     let mut decoder = match decoder(format, input) {

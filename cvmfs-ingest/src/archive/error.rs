@@ -39,12 +39,12 @@ pub enum ArchiveError {
         what: String,
     },
     /// Compressed data that is damaged, incomplete or followed by something else.
-    #[error("cannot decompress {format} data beyond byte {decompressed} of the archive")]
+    #[error("{at}: cannot decompress {format} data")]
     Decompression {
+        /// How far decompressing came.
+        at: Position,
         /// The compression.
         format: Format,
-        /// Uncompressed bytes before the failure.
-        decompressed: u64,
         /// The decoder's reason.
         source: io::Error,
     },
@@ -111,10 +111,10 @@ impl ArchiveError {
             Self::Truncated { at, .. }
             | Self::Malformed { at, .. }
             | Self::Unsupported { at, .. }
+            | Self::Decompression { at, .. }
             | Self::Io { at, .. } => {
                 at.path.get_or_insert_with(|| entry.to_vec());
             }
-            Self::Decompression { .. } => {}
         }
         self
     }
