@@ -48,6 +48,10 @@ fn a_rich_tree_arrives_whole() {
     let below = site.ingest_tar("rich.tar.gz", &["--base-dir", "copy/of it", "--catalog", "--tag", "copied"]);
     assert_eq!(below["content"]["objects_new"].as_u64(), Some(0));
     site.check_chunks();
+    let manifest = site.manifest();
+    let again = site.ingest_tar("rich.tar.gz", &["--base-dir", "copy/of it", "--catalog"]);
+    assert_eq!(again["changed"].as_bool(), Some(false), "{again}");
+    assert!(site.manifest() == manifest);
     let all = site.list(&[]);
     let mut copy = all.below("copy/of%20it");
     assert_eq!(copy.take(|path| path == ".cvmfscatalog"), [".cvmfscatalog"]);

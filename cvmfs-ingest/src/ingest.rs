@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use cvmfs_core::catalog::MARKER;
 use cvmfs_core::changeset::ChangeSet;
 use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::{IoContext as _, Result};
 use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Progress, Unit};
+use cvmfs_core::repository::{Repository, Selector};
 use serde::Serialize;
 
 use crate::source::{self, Input, TarSource};
@@ -73,7 +75,9 @@ pub fn ingest(
     let mut changes = ChangeSet::create(&journal.0, head.manifest().root_catalog)?;
 
     progress.phase("ingest", Unit::Bytes, options.total_bytes);
-    let mut source = TarSource::new(inputs, options.source.clone())?;
+    let mut source_options = options.source.clone();
+    source_options.catalog &= !keeps_marker(&head, &source_options)?;
+    let mut source = TarSource::new(inputs, source_options)?;
     let content = pipeline::run(&mut source, &*publisher.store, &mut changes, &options.pipeline, progress, cancel)?;
     let stored = Instant::now();
 
@@ -89,6 +93,17 @@ pub fn ingest(
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let megabytes_per_second = content.bytes_read as f64 / 1e6 / seconds.total.max(1e-9);
     Ok(Outcome { commit, content, seconds, megabytes_per_second })
+}
+
+/// Whether the base directory has its marker already and keeps it: a new one would differ by its time alone, so the same
+/// command again would make another revision.
+fn keeps_marker(head: &Repository, options: &source::Options) -> Result<bool> {
+    if !options.catalog || options.base_dir.is_root() {
+        return Ok(false);
+    }
+    let marker = options.base_dir.child(MARKER)?;
+    let goes = options.delete.iter().any(|path| marker.starts_with(path));
+    Ok(!goes && head.tree(&Selector::Head)?.find(&marker)?.is_some())
 }
 
 /// The file of a change set, which goes away with the run.
