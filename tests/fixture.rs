@@ -1,0 +1,248 @@
+//! A repository that the reference server made: we read all of it at every tag as its client does, and continue on it.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::entry::{EntryKind, FileObjects, Special};
+use cvmfs_core::path::RepoPath;
+use cvmfs_core::repository::{Repository, Selector};
+use cvmfs_core::storage::LocalStore;
+use cvmfs_core::tree::Tree;
+use cvmfs_core::trust::keys::PublicKey;
+use support::{Listing, Site, run, test_file};
+
+const FQRN: &str = "fixture.ref.org";
+
+/// After the last revision and before the whitelist expires.
+const NOW: i64 = 1_795_500_000;
+
+fn fixture(name: &str) -> PathBuf {
+    test_file("fixtures/reference-repository").join(name)
+}
+
+/// What the reference client showed at a tag.
+fn expected(tag: &str) -> String {
+    let text = fs::read_to_string(fixture(&format!("MANIFEST.{tag}.txt"))).expect("listing");
+    text.split_once('\n').expect("a header").1.to_owned()
+}
+
+/// The fixture as an installed server.
+fn unpacked() -> Site {
+    let mut site = Site::empty(FQRN);
+    site.environment.push(("SOURCE_DATE_EPOCH", NOW.to_string()));
+    let storages = site.root().join("srv/cvmfs");
+    let configuration = site.server_conf();
+    let configuration = configuration.parent().expect("parent");
+    let keys = site.root().join("etc/cvmfs/keys");
+    for directory in [&storages, configuration, &keys, &site.spool()] {
+        fs::create_dir_all(directory).expect("mkdir");
+    }
+    let mut tar = Command::new("tar");
+    run(tar.arg("-C").arg(&storages).arg("-xzf").arg(fixture(&format!("{FQRN}.tar.gz")))).ok();
+    for key in fs::read_dir(fixture("keys")).expect("keys") {
+        let key = key.expect("key");
+        fs::copy(key.path(), keys.join(key.file_name())).expect("copy");
+    }
+    let root = site.root();
+    let text = fs::read_to_string(fixture("server.conf")).expect("server.conf");
+    let here = |place: &str| format!("{}/{place}", root.display());
+    let text = text.replace("/srv/", &here("srv/")).replace("/var/spool/", &here("var/spool/"));
+    fs::write(site.server_conf(), text).expect("server.conf");
+    fs::write(site.spool().join("reflog.chksum"), site.manifest_field('Y')).expect("checksum");
+    site
+}
+
+fn percent(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for &byte in bytes {
+        if byte <= 0x20 || byte >= 0x7f || byte == b'%' || byte == b'\\' {
+            write!(text, "%{byte:02x}").expect("string");
+        } else {
+            text.push(char::from(byte));
+        }
+    }
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// Major and minor number, composed as the C library does on Linux.
+fn device_text(number: u64) -> String {
+    let major = number >> 8 & 0xfff | number >> 32 & 0xffff_f000;
+    let minor = number & 0xff | number >> 12 & 0xffff_ff00;
+    format!("{major}:{minor}")
+}
+
+/// The default values of variables, which are what the client showed: none of them was set.
+fn expand(target: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(target);
+    match text.split_once("$(").and_then(|(before, rest)| Some((before, rest.split_once(')')?))) {
+        Some((before, (variable, after))) => {
+            let default = variable.split_once(":-").map_or("", |(_, default)| default);
+            format!("{before}{default}{after}").into_bytes()
+        }
+        None => target.to_vec(),
+    }
+}
+
+/// The listing that `tests/verifier/vlist.py` describes, made with our reader.
+fn listing(tree: &mut Tree) -> String {
+    let mut rows = BTreeMap::new();
+    tree.walk(&RepoPath::root(), &mut |path, row| {
+        rows.insert(path.clone().as_bytes().to_vec(), (path.clone(), row.clone()));
+        Ok(())
+    })
+    .expect("walk");
+    let mut text = String::new();
+    for (path, row) in rows.values() {
+        let entry = &row.entry;
+        assert!(!entry.hidden, "{path}: the fixture has no hidden entries");
+        let (mut size, mut digest, mut target, mut device) = (0, "-".to_owned(), "-".to_owned(), None);
+        let kind = match &entry.kind {
+            EntryKind::Directory(_) => {
+                size = 4096;
+                'd'
+            }
+            EntryKind::File(file) => {
+                let mut content = Vec::new();
+                tree.open_file(path, file)
+                    .and_then(|mut file| Ok(file.read_to_end(&mut content).expect("read")))
+                    .expect("open");
+                size = content.len();
+                digest = hex(&openssl::sha::sha256(&content));
+                'f'
+            }
+            EntryKind::Symlink { target: raw } => {
+                let expanded = expand(raw);
+                size = expanded.len();
+                target = percent(&expanded);
+                'l'
+            }
+            EntryKind::Special(Special::Fifo) => 'p',
+            EntryKind::Special(Special::Socket) => 's',
+            EntryKind::Special(Special::CharacterDevice(number)) => {
+                device = Some(*number);
+                'c'
+            }
+            EntryKind::Special(Special::BlockDevice(number)) => {
+                device = Some(*number);
+                'b'
+            }
+        };
+        let shown = if path.is_root() { ".".to_owned() } else { percent(&path.as_bytes()) };
+        let device = device.map_or("-".to_owned(), device_text);
+        let xattrs: Vec<String> =
+            entry.xattrs.iter().map(|(key, value)| format!("{}={}", percent(key), hex(value))).collect();
+        let xattrs = if xattrs.is_empty() { "-".to_owned() } else { xattrs.join(",") };
+        writeln!(
+            text,
+            "{shown} {kind} {:04o} {size} {digest} {}.{:09} {} {target} {} {} {device} {xattrs}",
+            entry.permissions,
+            entry.mtime.seconds,
+            entry.mtime.nanoseconds.unwrap_or(0),
+            row.hardlinks.count,
+            entry.uid,
+            entry.gid,
+        )
+        .expect("string");
+    }
+    text
+}
+
+fn open(site: &Site) -> Repository {
+    let key = fs::read(site.key_file("pub")).expect("key");
+    let key = PublicKey::from_pem("public key", &key).expect("public key");
+    let store = Arc::new(LocalStore::open(site.storage()).expect("storage"));
+    let name = FQRN.parse().expect("name");
+    Repository::open(store, &name, &[key], UnixSeconds(NOW), site.temp.path()).expect("repository")
+}
+
+#[track_caller]
+fn assert_reads(repository: &Repository, selector: &Selector, expected: &str) {
+    let found = listing(&mut repository.tree(selector).expect("tree"));
+    Listing::parse(&found).assert_is(&Listing::parse(expected));
+    assert!(found == expected, "{selector:?}: the order differs");
+}
+
+#[test]
+fn we_read_every_tag_as_the_reference_client_does() {
+    let site = unpacked();
+    let repository = open(&site);
+    for tag in ["v1", "v2", "v3", "v4"] {
+        assert_reads(&repository, &Selector::Tag(tag.into()), &expected(tag));
+    }
+    assert_reads(&repository, &Selector::Head, &expected("v4"));
+    // The listing covers what is worth reading.
+    let mut chunked = 0;
+    let mut tree = repository.tree(&Selector::Head).expect("tree");
+    tree.walk(&RepoPath::root(), &mut |_, row| {
+        chunked += u32::from(
+            matches!(&row.entry.kind, EntryKind::File(file) if matches!(file.objects, FileObjects::Chunked { .. })),
+        );
+        Ok(())
+    })
+    .expect("walk");
+    assert!(chunked > 0);
+}
+
+#[test]
+fn our_ingest_continues_on_it() {
+    let site = unpacked();
+    let now = NOW.to_string();
+    let before = site.list(&["--now", &now]);
+    let source = site.path("source");
+    fs::create_dir_all(source.join("deep/er")).expect("mkdir");
+    for (file, content) in [("a", vec![1; 700_000]), ("deep/er/b", b"b".to_vec()), ("deep/.cvmfscatalog", vec![])] {
+        fs::write(source.join(file), content).expect("write");
+    }
+    support::pack(&source, &site.path("ours.tar"), &["a", "deep"]);
+
+    // Into catalogs of theirs, made by marker and by their ingest; a file, a directory and a catalog of theirs go.
+    let catalogs = before.directories_with(".cvmfscatalog");
+    assert!(catalogs.contains(&"auto/a") && catalogs.contains(&"layers/one"), "{catalogs:?}");
+    let arguments =
+        ["--base-dir", "auto/a/ours", "--delete", "auto/a/f", "--delete", "auto/b", "--delete", "links", "--tag", "v5"];
+    let outcome = site.ingest_tar("ours.tar", &arguments);
+    assert_eq!((outcome["changed"].as_bool(), outcome["revision"].as_u64()), (Some(true), Some(6)), "{outcome}");
+    site.ingest_tar("ours.tar", &["--base-dir", "layers/one/usr", "--delete", "layers/one/usr/bin/conf"]);
+    site.check(&["--now", &now, "--no-strict", "--chunks", "262144,524288,1048576"]);
+
+    let after = site.list(&["--now", &now]);
+    let ours = support::source_listing(&source);
+    after.below("auto/a/ours").assert_is(&ours);
+    let in_usr = |path: &str| matches!(path.strip_prefix("layers/one/usr/"), Some(rest) if ours.0.contains_key(rest));
+    let below = after.below("layers/one/usr");
+    ours.0.keys().for_each(|path| assert_eq!(below.0.get(path), ours.0.get(path), "{path}"));
+    // Everything else is as it was; where a sub-directory came or went, the directory counts it.
+    let mut rest = after;
+    rest.take(|path| path == "auto/a/ours" || path.starts_with("auto/a/ours/") || in_usr(path));
+    let mut kept = before.clone();
+    kept.take(|path| {
+        ["auto/b", "links"].iter().any(|gone| path == *gone || path.starts_with(&format!("{gone}/")))
+            || path == "auto/a/f"
+            || path == "layers/one/usr/bin/conf"
+    });
+    let counts = |listing: &Listing, path: &str| listing.0[path].split(' ').nth(5).and_then(|n| n.parse::<u32>().ok());
+    for (path, difference) in [(".", -1), ("auto", -1), ("auto/a", 1), ("layers/one/usr", 1)] {
+        let old = counts(&kept, path).expect("a number");
+        assert_eq!(counts(&rest, path), old.checked_add_signed(difference), "{path}");
+        rest.take(|other| other == path);
+        kept.take(|other| other == path);
+    }
+    rest.assert_is(&kept);
+
+    let repository = open(&site);
+    for tag in ["v1", "v2", "v3", "v4"] {
+        assert_reads(&repository, &Selector::Tag(tag.into()), &expected(tag));
+    }
+}

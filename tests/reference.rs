@@ -1,0 +1,438 @@
+//! The unmodified reference implementation on what we wrote, and we on what it wrote.
+//!
+//! `CVMFS_REFERENCE_DIR` is the prefix of its installation: `usr/bin/cvmfs_swissknife`, `usr/bin/cvmfs2` and `usr/lib`
+//! below it. Without that variable there is nothing to compare with and the tests say so.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{Listing, NAME, Server, Site, make_tree, objects, pack, run, source_listing, verifier};
+
+/// The installed reference tools and a place for their working files.
+struct Reference {
+    prefix: PathBuf,
+}
+
+impl Reference {
+    fn find() -> Option<Self> {
+        let prefix = std::env::var_os("CVMFS_REFERENCE_DIR").map(PathBuf::from);
+        if prefix.is_none() {
+            println!("skipped: the reference tools are not installed (CVMFS_REFERENCE_DIR is not set)");
+        }
+        prefix.map(|prefix| Self { prefix })
+    }
+
+    fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(self.prefix.join("usr/bin").join(name));
+        command.env("LD_LIBRARY_PATH", self.prefix.join("usr/lib")).env("LC_ALL", "C");
+        command
+    }
+
+    /// Runs a command of the tool for everything.
+    #[track_caller]
+    fn swissknife(&self, arguments: &[&str]) -> String {
+        run(self.tool("cvmfs_swissknife").args(arguments)).ok()
+    }
+
+    /// The reference's own check, with all objects, over HTTP. It must find nothing at all.
+    #[track_caller]
+    fn check(&self, site: &Site, server: &Server) {
+        let temp = scratch(site, "check");
+        let (url, key) = (server.repository(NAME), text(&site.key_file("pub")));
+        let checksum = text(&site.spool().join("reflog.chksum"));
+        let arguments = ["check", "-r", &url, "-t", &temp, "-k", &key, "-N", NAME, "-R", &checksum, "-c"];
+        let done = run(self.tool("cvmfs_swissknife").args(arguments));
+        assert_eq!(done.stderr, "", "{}", done.stdout);
+        let printed = done.ok();
+        assert!(printed.contains("no problems found"), "{printed}");
+        self.swissknife(&["scrub", "-r", &text(&site.storage().join("data"))]);
+    }
+
+    fn mount(&self, site: &Site, server: &Server, more: &str) -> Mount {
+        Mount::new(self, site, server, more)
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+/// A new directory of the site, for working files.
+fn scratch(site: &Site, name: &str) -> String {
+    let directory = (0..).map(|number| site.path(&format!("{name}-{number}"))).find(|path| !path.exists());
+    let directory = directory.expect("a free name");
+    fs::create_dir(&directory).expect("mkdir");
+    text(&directory)
+}
+
+/// The reference client on a repository; unmounts when dropped.
+struct Mount {
+    point: PathBuf,
+}
+
+impl Mount {
+    fn new(reference: &Reference, site: &Site, server: &Server, more: &str) -> Self {
+        let point = PathBuf::from(scratch(site, "mount"));
+        let cache = scratch(site, "cache");
+        let config = format!(
+            "CVMFS_CACHE_BASE={cache}\nCVMFS_RELOAD_SOCKETS={cache}\nCVMFS_QUOTA_LIMIT=4000\nCVMFS_SHARED_CACHE=no\n\
+             CVMFS_HTTP_PROXY=DIRECT\nCVMFS_SERVER_URL={}\nCVMFS_PUBLIC_KEY={}\nCVMFS_CHECK_PERMISSIONS=yes\n\
+             CVMFS_CLAIM_OWNERSHIP=no\nCVMFS_SUID=yes\nCVMFS_HIDE_MAGIC_XATTRS=yes\n\
+             CVMFS_MAGIC_XATTRS_VISIBILITY=never\n{more}",
+            server.repository(&site.name),
+            site.key_file("pub").display()
+        );
+        let file = Path::new(&cache).join("client.conf");
+        fs::write(&file, config).expect("client.conf");
+        let options = format!("config={}", file.display());
+        let mut client = reference.tool("cvmfs2");
+        client.env("HOME", "/home/tests").env_remove("UNSET_BY_TESTS");
+        run(client.args(["-o", &options, &site.name]).arg(&point)).ok();
+        let mount = Self { point };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string("/proc/mounts").expect("mounts").contains(&text(&mount.point)) {
+            assert!(Instant::now() < deadline, "not mounted");
+            thread::sleep(Duration::from_millis(20));
+        }
+        mount
+    }
+
+    /// What the client shows.
+    fn listing(&self) -> Listing {
+        Listing::parse(&verifier(["tree", "--no-dir-size", &text(&self.point)]).ok()).below("")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.point).status().is_ok_and(|status| status.success());
+        if !unmounted {
+            let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.point).status();
+        }
+    }
+}
+
+/// What the client makes of the variant symlinks of the rich tree.
+fn expanded(mut listing: Listing) -> Listing {
+    for (link, target) in [("11", "/home/tests/x"), ("12", "predefaultpost"), ("13", "")] {
+        let line = listing.0.get_mut(&format!("symlinks/{link}")).expect("a symlink");
+        let mut columns: Vec<&str> = line.split(' ').collect();
+        let size = target.len().to_string();
+        (columns[2], columns[6]) = (&size, target);
+        *line = columns.join(" ");
+    }
+    listing
+}
+
+/// The reference's directory for statistics, which is the same for all installations: made for one test at a time.
+struct StatisticsDirectory {
+    path: PathBuf,
+    made: bool,
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl StatisticsDirectory {
+    fn make() -> Self {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = Path::new("/var/spool/cvmfs").join(NAME);
+        let made = !path.exists();
+        fs::create_dir_all(&path).expect("directory for statistics");
+        Self { path, made, _lock: lock }
+    }
+}
+
+impl Drop for StatisticsDirectory {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// A repository with the rich tree: nested catalogs, chunked files, hard links.
+fn rich_site(mkfs: &[&str]) -> Site {
+    let site = Site::with_repository(mkfs);
+    make_tree("rich", &site.path("source"), &[]);
+    pack(&site.path("source"), &site.path("rich.tar"), &["."]);
+    site.ingest_tar("rich.tar", &["--tag", "whole"]);
+    site
+}
+
+/// Removes files, directories, catalogs and markers from source and repository.
+fn remove_some(site: &Site) {
+    let mut arguments = vec!["--tag", "less"];
+    for path in
+        ["hard/b", "hard/two", "nested/a/large", "nested/d", "nested/.cvmfscatalog", "names/dirs", "sizes/65536"]
+    {
+        let full = site.path("source").join(path);
+        let time = fs::metadata(full.parent().expect("parent")).expect("parent").modified().expect("time");
+        if full.is_dir() { fs::remove_dir_all(&full) } else { fs::remove_file(&full) }.expect(path);
+        // A removal leaves the time of the directory above as it is in the repository.
+        fs::File::open(full.parent().expect("parent")).and_then(|parent| parent.set_modified(time)).expect("time");
+        arguments.extend(["--delete", path]);
+    }
+    site.ingest(&arguments).json();
+}
+
+#[test]
+fn check_and_client_find_everything_in_place() {
+    let Some(reference) = Reference::find() else { return };
+    let site = Site::with_repository(&[]);
+    let server = site.serve();
+    reference.check(&site, &server);
+    drop((site, server));
+
+    let site = rich_site(&[]);
+    let server = site.serve();
+    reference.check(&site, &server);
+    let whole = expanded(source_listing(&site.path("source")));
+    reference.mount(&site, &server, "").listing().assert_is(&whole);
+    remove_some(&site);
+    reference.check(&site, &server);
+    reference.mount(&site, &server, "").listing().assert_is(&expanded(source_listing(&site.path("source"))));
+    reference.mount(&site, &server, "CVMFS_REPOSITORY_TAG=whole\n").listing().assert_is(&whole);
+
+    // Its tools tell the same about tags, reflog and manifest as the repository's files do.
+    let (url, temp) = (server.repository(NAME), scratch(&site, "info"));
+    let key = text(&site.key_file("pub"));
+    let tags = reference.swissknife(&["tag_list", "-w", &url, "-t", &temp, "-p", &key, "-f", NAME, "-x"]);
+    for (tag, revision) in [("less", "3"), ("whole", "2"), ("trunk", "3"), ("trunk-previous", "2")] {
+        let line = tags.lines().find(|line| line.split_whitespace().next() == Some(tag));
+        let line = line.unwrap_or_else(|| panic!("{tag}: {tags}"));
+        assert!(line.split_whitespace().any(|word| word == revision), "{line}");
+    }
+    assert!(tags.contains(&site.manifest_field('C')), "{tags}");
+    let checksum = text(&site.spool().join("reflog.chksum"));
+    let logged =
+        reference.swissknife(&["list_reflog", "-r", &url, "-n", NAME, "-k", &key, "-t", &temp, "-R", &checksum]);
+    for object in
+        [site.manifest_field('C'), site.manifest_field('H'), site.manifest_field('X'), site.manifest_field('M')]
+    {
+        assert!(logged.contains(&object), "{object}: {logged}");
+    }
+    let info = reference.swissknife(&["info", "-r", &url, "-n", "-c", "-v"]);
+    assert_eq!(info.split_whitespace().collect::<Vec<_>>(), [&site.manifest_field('C'), NAME, "3"]);
+}
+
+#[test]
+fn check_accepts_every_algorithm_and_compression() {
+    let Some(reference) = Reference::find() else { return };
+    for (hash, compression) in [("rmd160", "zlib"), ("shake128", "none")] {
+        let site = rich_site(&["--hash", hash, "--compression", compression]);
+        remove_some(&site);
+        let server = site.serve();
+        reference.check(&site, &server);
+        let source = expanded(source_listing(&site.path("source")));
+        reference.mount(&site, &server, "").listing().assert_is(&source);
+    }
+}
+
+#[test]
+fn check_finds_nothing_after_automatic_splitting() {
+    let Some(reference) = Reference::find() else { return };
+    let site = Site::with_repository(&["--autocatalogs"]);
+    site.configure("CVMFS_AUTOCATALOGS_MAX_WEIGHT", "100");
+    site.configure("CVMFS_AUTOCATALOGS_MIN_WEIGHT", "20");
+    make_tree("many", &site.path("source"), &["800"]);
+    pack(&site.path("source"), &site.path("many.tar"), &["."]);
+    site.ingest_tar("many.tar", &["--base-dir", "a/b", "--catalog"]);
+    let server = site.serve();
+    reference.check(&site, &server);
+    site.ingest(&["--delete", "a/b/08", "--delete", "a/b/01", "--delete", "a/b/large"]).json();
+    reference.check(&site, &server);
+}
+
+impl Reference {
+    /// What the reference's shell script does for `cvmfs_server ingest`: ingest, tag, sign.
+    fn ingest(&self, site: &Site, server: &Server, tag: &str, arguments: &[&str]) {
+        let (url, temp) = (server.repository(NAME), scratch(site, "their"));
+        let spooler = format!("local,{0}/data/txn,{0}", text(&site.storage()));
+        let file = |name: &str| format!("{temp}/{name}");
+        for name in ["union", "tmp"] {
+            fs::create_dir(file(name)).expect("mkdir");
+        }
+        let (base, manifest, tmp) = (site.manifest_field('C'), file("manifest"), file("tmp"));
+        let [public, certificate, private] = ["pub", "crt", "key"].map(|extension| text(&site.key_file(extension)));
+        let checksum = text(&site.spool().join("reflog.chksum"));
+        // There it looks for what exists.
+        let mount = Mount::new(self, site, server, "");
+        let (union, readonly) = (file("union"), text(&mount.point));
+        let place = ["-t", &tmp, "-r", &spooler];
+        let ingest = ["ingest", "-u", &union, "-c", &readonly, "-b", &base, "-w", &url, "-o", &manifest, "-K", &public];
+        self.swissknife(&[&ingest[..], &["-N", NAME, "-U", "-1", "-G", "-1"], &place, arguments].concat());
+        let edit =
+            ["tag_edit", "-w", &url, "-m", &manifest, "-p", &public, "-f", NAME, "-b", &base, "-e", "sha1", "-x"];
+        self.swissknife(&[&edit[..], &place, &["-a", tag, "-D", "theirs"]].concat());
+        let sign =
+            ["sign", "-c", &certificate, "-k", &private, "-n", NAME, "-u", &url, "-m", &manifest, "-R", &checksum];
+        self.swissknife(&[&sign[..], &place, &["-g"]].concat());
+    }
+}
+
+/// What the reference's ingest keeps of a file: neither nanoseconds nor hard links.
+fn without_times_and_links(mut listing: Listing) -> Listing {
+    for line in listing.0.values_mut() {
+        let mut columns: Vec<&str> = line.split(' ').collect();
+        (columns[4], columns[5]) = ("*", "*");
+        *line = columns.join(" ");
+    }
+    listing
+}
+
+#[test]
+fn both_continue_on_what_the_other_wrote() {
+    let Some(reference) = Reference::find() else { return };
+    let _statistics = StatisticsDirectory::make();
+    let site = rich_site(&["--gc"]);
+    let server = site.serve();
+    let theirs = site.path("theirs");
+    for directory in ["plain/sub/empty", "nested/below"] {
+        fs::create_dir_all(theirs.join(directory)).expect("mkdir");
+    }
+    for (file, content) in
+        [("plain/file", "a"), ("plain/sub/file", "b"), ("nested/.cvmfscatalog", ""), ("nested/below/c", "c")]
+    {
+        fs::write(theirs.join(file), content).expect("write");
+    }
+    pack(&theirs, &site.path("theirs.tar"), &["plain", "nested"]);
+    let tarball = text(&site.path("theirs.tar"));
+    let their_listing = without_times_and_links(source_listing(&theirs));
+    let mut tags = vec![("whole".to_owned(), site.list(&["--tag", "whole"]))];
+    for round in ["1", "2"] {
+        // Theirs on ours: beside everything, and into a nested catalog of ours; something of ours goes.
+        let before = site.list(&[]);
+        let (below, gone) = (format!("nested/a/theirs {round}"), format!("nested/a/file 1{round}"));
+        let tag = format!("theirs-{round}");
+        reference.ingest(&site, &server, &tag, &["-T", &tarball, "-B", &below, "-D", &gone]);
+        reference.check(&site, &server);
+        site.check(&["--no-strict"]);
+        site.publish(&["verify"]).ok();
+        let after = site.list(&[]);
+        without_times_and_links(after.below(&below.replace(' ', "%20"))).assert_is(&their_listing);
+        let (gone, below) = (gone.replace(' ', "%20"), below.replace(' ', "%20"));
+        assert!(!after.0.contains_key(&gone));
+        let (mut rest, mut expected) = (after.clone(), before);
+        rest.take(|path| path.starts_with(&below));
+        for listing in [&mut rest, &mut expected] {
+            // The directory has one more sub-directory.
+            listing.take(|path| path == gone || path == "nested/a");
+        }
+        rest.assert_is(&expected);
+        tags.push((tag, after));
+
+        // Ours on theirs: into their new catalog, with a removal there.
+        let below = format!("nested/a/theirs {round}/nested");
+        let gone = format!("{below}/below/c");
+        let tag = format!("ours-{round}");
+        site.ingest_tar("rich.tar", &["--base-dir", &format!("{below}/rich"), "--delete", &gone, "--tag", &tag]);
+        reference.check(&site, &server);
+        site.check(&["--no-strict"]);
+        let after = site.list(&[]);
+        after.below(&format!("{}/rich", below.replace(' ', "%20"))).assert_is(&source_listing(&site.path("source")));
+        assert!(!after.0.contains_key(&gone.replace(' ', "%20")));
+        tags.push((tag, after));
+    }
+    for (tag, listing) in &tags {
+        site.list(&["--tag", tag]).assert_is(listing);
+    }
+    reference.mount(&site, &server, "CVMFS_REPOSITORY_TAG=whole\n").listing().assert_is(&expanded(tags[0].1.below("")));
+}
+
+#[test]
+fn pull_replicates_ours() {
+    let Some(reference) = Reference::find() else { return };
+    for options in [["--hash", "sha1"], ["--hash", "shake128"]] {
+        let site = rich_site(&options);
+        remove_some(&site);
+        let server = site.serve();
+        let replica = Site::empty(NAME);
+        let (storage, temp) = (replica.storage(), scratch(&replica, "pull"));
+        (0..256).for_each(|n| fs::create_dir_all(storage.join(format!("data/{n:02x}"))).expect("mkdir"));
+        fs::create_dir(storage.join("data/txn")).expect("mkdir");
+        fs::create_dir_all(replica.key_file("pub").parent().expect("parent")).expect("mkdir");
+        fs::copy(site.key_file("pub"), replica.key_file("pub")).expect("key");
+        let mirror = replica.serve();
+        let (url, mirror_url) = (server.repository(NAME), mirror.repository(NAME));
+        let spooler = format!("local,{0}/data/txn,{0}", text(&storage));
+        let (key, checksum) = (text(&replica.key_file("pub")), format!("{temp}/reflog.chksum"));
+        reference.swissknife(&[
+            "pull",
+            "-m",
+            NAME,
+            "-u",
+            &url,
+            "-r",
+            &spooler,
+            "-k",
+            &key,
+            "-x",
+            &temp,
+            "-R",
+            &checksum,
+            "-w",
+            &mirror_url,
+            "-n",
+            "4",
+            "-p",
+            "-i",
+        ]);
+        // All objects but tag databases of older revisions, which nothing refers to.
+        let current = format!("{}H", site.manifest_field('H'));
+        let expected: Vec<String> =
+            site.objects().into_iter().filter(|object| !object.ends_with('H') || *object == current).collect();
+        assert_eq!(objects(&storage), expected);
+        for object in &expected {
+            let path = Path::new("data").join(&object[..2]).join(&object[2..]);
+            assert!(
+                fs::read(storage.join(&path)).expect("replica") == fs::read(site.storage().join(&path)).expect("ours")
+            );
+        }
+        let check = ["check", "--replica", "--all-tags", "--fqrn", NAME, "--pub", &key, "--store", &mirror_url];
+        // The reflog of the replica is the reference's own.
+        verifier(check.into_iter().chain(["--allow", "db-page-size"])).ok();
+        reference.mount(&replica, &mirror, "").listing().assert_is(&expanded(source_listing(&site.path("source"))));
+    }
+}
+
+#[test]
+fn their_garbage_collection_keeps_what_is_in_use() {
+    let Some(reference) = Reference::find() else { return };
+    let _statistics = StatisticsDirectory::make();
+    let site = rich_site(&["--gc", "--no-autotags"]);
+    remove_some(&site);
+    let kept = [site.list(&["--tag", "whole"]), site.list(&["--tag", "less"])];
+    for number in ["1", "2", "3"] {
+        fs::write(site.path("source/sizes/1"), format!("revision {number}")).expect("write");
+        pack(&site.path("source"), &site.path("one.tar"), &["sizes/1"]);
+        site.ingest_tar("one.tar", &[]);
+    }
+    let server = site.serve();
+    let before = site.objects();
+    let (url, temp) = (server.repository(NAME), scratch(&site, "gc"));
+    let (key, checksum) = (text(&site.key_file("pub")), text(&site.spool().join("reflog.chksum")));
+    let spooler = format!("local,{0}/data/txn,{0}", text(&site.storage()));
+    reference.swissknife(&[
+        "gc", "-r", &url, "-u", &spooler, "-n", NAME, "-k", &key, "-t", &temp, "-R", &checksum, "-h", "0",
+    ]);
+    // The first of the three revisions goes: its file, its root catalog. The two others are trunk and trunk-previous.
+    let after = site.objects();
+    let gone: Vec<&String> = before.iter().filter(|object| !after.contains(object)).collect();
+    assert_eq!(gone.iter().filter(|object| object.ends_with('C')).count(), 2, "{gone:?}");
+    assert_eq!(gone.iter().filter(|object| object.len() == 40).count(), 1, "{gone:?}");
+    site.check(&["--stale-y"]);
+    for (tag, listing) in ["whole", "less"].iter().zip(&kept) {
+        site.list(&["--tag", tag]).assert_is(listing);
+    }
+    site.list(&[]).below("").assert_is(&source_listing(&site.path("source")));
+    // And on it goes.
+    site.ingest_tar("rich.tar", &["--base-dir", "again"]);
+    site.check(&[]);
+    reference.check(&site, &server);
+}
