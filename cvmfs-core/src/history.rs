@@ -62,8 +62,13 @@ impl TagName {
     /// Whether the name has the form of an automatic tag.
     pub fn is_automatic(&self) -> bool {
         let Some(rest) = self.0.strip_prefix("generic") else { return false };
-        let rest =
-            rest.strip_prefix('_').map_or(rest, |numbered| numbered.trim_start_matches(|c: char| c.is_ascii_digit()));
+        let rest = match rest.strip_prefix('_') {
+            Some(numbered) if numbered.starts_with(|c: char| c.is_ascii_digit()) => {
+                numbered.trim_start_matches(|c: char| c.is_ascii_digit())
+            }
+            Some(_) => return false,
+            None => rest,
+        };
         let Some(time) = rest.strip_prefix('-') else { return false };
         let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         matches!(

@@ -182,7 +182,7 @@ impl Pass<'_> {
             let mut row =
                 self.catalog().find(&path)?.ok_or_else(|| Error::malformed("root catalog", "it has no root entry"))?;
             if !same_directory(&row.entry, &entry) {
-                row.entry = Entry { kind: row.entry.kind, ..entry };
+                row.entry = Entry { kind: row.entry.kind, hidden: row.entry.hidden, ..entry };
                 self.catalog().replace(&row)?;
                 self.applied.entries.changed += 1;
             }
@@ -271,7 +271,7 @@ impl Pass<'_> {
             Some(mut row) if row.entry.is_directory() => {
                 let changed = !same_directory(&row.entry, &entry);
                 if changed {
-                    row.entry = Entry { kind: row.entry.kind, ..entry };
+                    row.entry = Entry { kind: row.entry.kind, hidden: row.entry.hidden, ..entry };
                     self.catalog().replace(&row)?;
                     self.applied.entries.changed += 1;
                 }

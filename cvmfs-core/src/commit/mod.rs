@@ -263,7 +263,7 @@ impl Publisher {
             let oldest = options.now.0 - i64::from(days) * 86_400;
             for tag in history.tags()? {
                 let is_automatic = tag.name.parse::<TagName>().is_ok_and(|name| name.is_automatic());
-                if is_automatic && tag.timestamp.0 < oldest {
+                if is_automatic && tag.branch.is_empty() && tag.timestamp.0 < oldest {
                     history.remove(&tag.name)?;
                 }
             }

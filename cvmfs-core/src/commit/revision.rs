@@ -57,18 +57,14 @@ impl Publisher {
         let algorithm = root.hash.algorithm();
         let history = self.store_history(head, algorithm, edit_tags)?;
         let certificate = store_stock(&*self.store, algorithm, ObjectKind::Certificate, self.keys.certificate.pem())?;
-        for id in [ObjectId::catalog(root.hash), certificate, ObjectId::new(history, ObjectKind::History)] {
-            self.place_shortcut(&id)?;
+        let mut named = vec![ObjectId::catalog(root.hash), certificate, ObjectId::new(history, ObjectKind::History)];
+        named.extend(metainfo);
+        if self.config.shortcuts {
+            named.iter().try_for_each(|id| self.store.put_shortcut(id))?;
         }
         self.store.flush()?;
 
-        let named = [
-            Some(ObjectId::catalog(root.hash)),
-            Some(certificate),
-            Some(ObjectId::new(history, ObjectKind::History)),
-            metainfo,
-        ];
-        let reflog_checksum = self.add_to_reflog(head, algorithm, now, named.into_iter().flatten())?;
+        let reflog_checksum = self.add_to_reflog(head, algorithm, now, &named)?;
 
         let manifest = Manifest {
             root_catalog: root.hash,
@@ -107,10 +103,6 @@ impl Publisher {
         Ok(store_database(&*self.store, &file, ObjectKind::History, algorithm, &mut compressor, effort.level)?.hash)
     }
 
-    fn place_shortcut(&self, id: &ObjectId) -> Result<()> {
-        if self.config.shortcuts { self.store.put_shortcut(id) } else { Ok(()) }
-    }
-
     /// Adds objects to the reflog and returns its new checksum.
     ///
     /// The intended checksum is noted beside the old one first, so that a crash between the two writes leaves a reflog
@@ -120,11 +112,11 @@ impl Publisher {
         head: Option<&Manifest>,
         algorithm: Algorithm,
         now: UnixSeconds,
-        objects: impl Iterator<Item = ObjectId>,
+        objects: &[ObjectId],
     ) -> Result<ContentHash> {
         let mut reflog = self.open_reflog(head)?;
         for id in objects {
-            reflog.add(&id, now)?;
+            reflog.add(id, now)?;
         }
         let bytes = reflog.into_bytes()?;
         let checksum = algorithm.hash(&bytes);

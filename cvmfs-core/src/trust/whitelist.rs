@@ -84,8 +84,11 @@ impl SignedWhitelist {
             .parse()?;
         let mut fingerprints = Vec::new();
         for line in lines {
-            if line == "Vpkcs7" {
-                return Err(Error::Unsupported { what: "a whitelist with PKCS#7 signature".into() });
+            // Both ask for checks that we do not make; going on without them would be less than what is asked for.
+            match line {
+                "Vpkcs7" => return Err(Error::Unsupported { what: "a whitelist with PKCS#7 signature".into() }),
+                "Wcachain" => return Err(Error::Unsupported { what: "a whitelist that asks for a CA chain".into() }),
+                _ => {}
             }
             fingerprints.extend(Fingerprint::parse_line(line));
         }
@@ -170,6 +173,16 @@ mod tests {
         assert_eq!(last_good.compact(), "20241126025959");
         assert!(signed.verify(&name(), &keys, last_good).is_ok());
         assert!(matches!(signed.verify(&name(), &keys, UnixSeconds(last_good.0 + 1)), Err(Error::Expired { .. })));
+    }
+
+    #[test]
+    fn a_whitelist_that_asks_for_other_checks_is_refused() {
+        let key = PrivateKey::generate().unwrap();
+        for line in ["Vpkcs7", "Wcachain"] {
+            let text = format!("20241027034640\nE20241126034640\nNexample.org\n{line}\n");
+            let letter = Letter::sign(text.into_bytes(), Algorithm::Sha1, |hash| key.sign_raw(hash)).unwrap();
+            assert!(matches!(SignedWhitelist::parse(&letter.to_bytes()), Err(Error::Unsupported { .. })), "{line}");
+        }
     }
 
     #[test]
