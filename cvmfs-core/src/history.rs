@@ -298,9 +298,14 @@ mod tests {
         {
             assert!(name.parse::<TagName>().unwrap().is_automatic(), "{name}");
         }
-        for name in
-            ["generic", "generic-", "generic-2024", "xgeneric-2024-10-27T03:46:40Z", "generic-2024-10-27T03:46:40"]
-        {
+        for name in [
+            "generic_-2024-10-27T03:46:40Z",
+            "generic",
+            "generic-",
+            "generic-2024",
+            "xgeneric-2024-10-27T03:46:40Z",
+            "generic-2024-10-27T03:46:40",
+        ] {
             assert!(!name.parse::<TagName>().unwrap().is_automatic(), "{name}");
         }
     }
