@@ -12,7 +12,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, now};
 use cvmfs_core::error::{IoContext as _, Result};
-use cvmfs_core::fetch::{HttpOptions, HttpStore, parse_servers};
+use cvmfs_core::fetch::{HttpOptions, HttpStore, ProxyChain, parse_servers};
 use cvmfs_core::hash::ContentHash;
 use cvmfs_core::repository::{Repository, Selector};
 use cvmfs_core::server::{RepositoryConfig, load_master_keys};
@@ -58,6 +58,9 @@ struct SourceArgs {
     /// Read over HTTP instead of from this server's storage; several servers separated by `;`
     #[arg(long, value_name = "URL", requires = "repo")]
     url: Option<String>,
+    /// Proxies for that: groups separated by `;`, members of a group by `|`
+    #[arg(long, value_name = "PROXIES", requires = "url", default_value = "DIRECT", hide_default_value = true)]
+    proxy: ProxyChain,
     /// Public master key; default: the one of this server
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
@@ -75,7 +78,10 @@ impl SourceArgs {
             self.public_key.iter().map(load).collect::<Result<_>>()?
         };
         let store: Arc<dyn ReadStore> = match &self.url {
-            Some(url) => Arc::new(HttpStore::new(parse_servers(url)?, HttpOptions::default())?),
+            Some(url) => {
+                let options = HttpOptions { proxies: self.proxy.clone(), ..HttpOptions::default() };
+                Arc::new(HttpStore::new(parse_servers(url)?, options)?)
+            }
             None => Arc::new(LocalStore::open(RepositoryConfig::load(&root, &name)?.storage)?),
         };
         inspect::open(store, &name, &keys, now()?)
