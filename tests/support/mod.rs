@@ -19,9 +19,15 @@ pub(crate) const NAME: &str = "test.example.org";
 /// Small chunks, so that small files have many.
 pub(crate) const CHUNKS: &str = "4096,8192,16384";
 
-/// A file of this repository's tests.
+/// The directory of our workspace; packages of tests outside of it use this module, too.
+fn project() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|directory| directory.join("tests/support/mod.rs").exists()).expect("our workspace")
+}
+
+/// A file of this project's tests.
 pub(crate) fn test_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+    project().join("tests").join(name)
 }
 
 /// One of our binaries, built like this test.
@@ -47,10 +53,16 @@ fn build_binaries() -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--bins", "--profile", profile]);
-    command.arg("--target-dir").arg(directory.parent().expect("target directory"));
+    command.current_dir(project()).args(["build", "--quiet", "--bins", "--profile", profile]);
+    if Path::new(env!("CARGO_MANIFEST_DIR")) == project() {
+        command.arg("--target-dir").arg(directory.parent().expect("target directory"));
+        run(&mut command).ok();
+        return directory;
+    }
+    // A package with a target directory of its own: the workspace's has most of what there is to build.
     run(&mut command).ok();
-    directory
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from);
+    target.join(directory.file_name().expect("profile"))
 }
 
 /// How a command ended.

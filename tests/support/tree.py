@@ -7,6 +7,7 @@
 What needs privileges that the caller lacks is left out and reported on standard error.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -18,7 +19,9 @@ TIME = 1_600_000_000_123_456_789
 def attempt(action, *arguments, **named):
     try:
         action(*arguments, **named)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+            raise
         print("left out: %s %s: %s" % (action.__name__, arguments[0], error), file=sys.stderr)
 
 
