@@ -139,7 +139,9 @@ impl Listing {
     /// Takes out paths that satisfy a condition and returns them.
     pub(crate) fn take(&mut self, condition: impl Fn(&str) -> bool) -> Vec<String> {
         let taken: Vec<String> = self.0.keys().filter(|path| condition(path)).cloned().collect();
-        taken.iter().for_each(|path| drop(self.0.remove(path)));
+        for path in &taken {
+            drop(self.0.remove(path));
+        }
         taken
     }
 
