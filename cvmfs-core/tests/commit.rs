@@ -3,6 +3,8 @@
 //! What the model says is in the tree must be in the tree, and nothing else; the independent verifier recounts all
 //! counters, link counts, transition points and registrations of every revision.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -80,9 +82,9 @@ impl Repo {
         let plain = std::fs::read(&finished.file).unwrap();
         let id = commit::store_stock(&*publisher.store, Algorithm::Sha1, ObjectKind::Catalog, &plain).unwrap();
         let info = commit::store_stock(&*publisher.store, Algorithm::Sha1, ObjectKind::Metainfo, b"{}").unwrap();
-        let root = NewRoot { hash: id.hash, size: plain.len() as u64, revision: finished.revision, now: NOW };
+        let root = NewRoot { hash: id.hash, size: plain.len() as u64, revision: finished.revision, modified: NOW };
         publisher
-            .publish_root(None, &root, Some(info), |history| {
+            .publish_root(None, &root, NOW, Some(info), |history| {
                 history.advance_trunk(&root.tag(String::new(), String::new()))
             })
             .unwrap();
@@ -101,7 +103,7 @@ impl Repo {
     }
 
     fn put(&self, plain: &[u8], kind: ObjectKind) -> ContentHash {
-        let stored = Compressor::new(Effort::default()).compress(plain);
+        let stored = Compressor::new(Effort::default()).compress(plain).to_vec();
         let id = ObjectId::of(Algorithm::Sha1, kind, &stored);
         self.publisher.store.put(&id, &stored).unwrap();
         id.hash
