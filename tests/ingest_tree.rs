@@ -194,7 +194,9 @@ fn revisions_follow_the_source() {
         .expect("list")
         .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
         .collect();
-    names.iter().for_each(|name| fs::remove_dir_all(story.source(name)).expect("remove"));
+    for name in &names {
+        fs::remove_dir_all(story.source(name)).expect("remove");
+    }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     story.expect_after(&[], &names);
     assert!(story.site.list(&[]).below("").0.is_empty());
@@ -231,7 +233,9 @@ fn dirtab_and_automatic_splitting_make_catalogs() {
     for directory in 0..30 {
         let directory = source.join(format!("data/{:02}/{directory:02}", directory % 5));
         fs::create_dir_all(&directory).expect("mkdir");
-        (0..12).for_each(|file| fs::write(directory.join(format!("{file:02}")), b"x").expect("write"));
+        for file in 0..12 {
+            fs::write(directory.join(format!("{file:02}")), b"x").expect("write");
+        }
     }
     pack(&source, &site.path("data.tar"), &["data"]);
     site.ingest_tar("data.tar", &[]);
