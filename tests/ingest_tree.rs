@@ -131,7 +131,7 @@ fn revisions_follow_the_source() {
     // Content, mode, owner and target of what is there; new files in nested catalogs.
     write(&story.source("nested/a/file 7"), b"changed");
     write(&story.source("nested/a/b/new"), b"in a catalog in a catalog");
-    write(&story.source("sizes/65536"), &vec![7; 30_000]);
+    write(&story.source("sizes/65536"), &[7; 30_000]);
     fs::set_permissions(story.source("modes/2755"), fs::Permissions::from_mode(0o600)).expect("mode");
     fs::remove_file(story.source("symlinks/00")).expect("remove");
     std::os::unix::fs::symlink("elsewhere", story.source("symlinks/00")).expect("symlink");
@@ -194,7 +194,7 @@ fn revisions_follow_the_source() {
         .expect("list")
         .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
         .collect();
-    for name in names {
+    for name in &names {
         fs::remove_dir_all(story.source(name)).expect("remove");
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -233,7 +233,9 @@ fn dirtab_and_automatic_splitting_make_catalogs() {
     for directory in 0..30 {
         let directory = source.join(format!("data/{:02}/{directory:02}", directory % 5));
         fs::create_dir_all(&directory).expect("mkdir");
-        (0..12).for_each(|file| fs::write(directory.join(format!("{file:02}")), b"x").expect("write"));
+        for file in 0..12 {
+            fs::write(directory.join(format!("{file:02}")), b"x").expect("write");
+        }
     }
     pack(&source, &site.path("data.tar"), &["data"]);
     site.ingest_tar("data.tar", &[]);

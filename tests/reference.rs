@@ -356,7 +356,9 @@ fn pull_replicates_ours() {
         let server = site.serve();
         let replica = Site::empty(NAME);
         let (storage, temp) = (replica.storage(), scratch(&replica, "pull"));
-        (0..256).for_each(|n| fs::create_dir_all(storage.join(format!("data/{n:02x}"))).expect("mkdir"));
+        for number in 0..256 {
+            fs::create_dir_all(storage.join(format!("data/{number:02x}"))).expect("mkdir");
+        }
         fs::create_dir(storage.join("data/txn")).expect("mkdir");
         fs::create_dir_all(replica.key_file("pub").parent().expect("parent")).expect("mkdir");
         fs::copy(site.key_file("pub"), replica.key_file("pub")).expect("key");

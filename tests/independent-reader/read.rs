@@ -112,7 +112,6 @@ fn another_client_reads_every_byte() {
     // The revision before, by its tag.
     repository.set_current_tag(2).expect("tag of revision 2");
     repository.retrieve_current_root_catalog().expect("root catalog");
-    let names: Vec<String> =
-        repository.list_directory("").expect("root").into_iter().map(|entry| entry.name).collect();
+    let names: Vec<String> = repository.list_directory("").expect("root").into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["first"]);
 }

@@ -139,9 +139,7 @@ impl Listing {
     /// Takes out paths that satisfy a condition and returns them.
     pub(crate) fn take(&mut self, condition: impl Fn(&str) -> bool) -> Vec<String> {
         let taken: Vec<String> = self.0.keys().filter(|path| condition(path)).cloned().collect();
-        for path in &taken {
-            drop(self.0.remove(path));
-        }
+        self.0.retain(|path, _| !taken.contains(path));
         taken
     }
 
