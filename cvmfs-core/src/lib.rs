@@ -32,6 +32,7 @@ pub mod error;
 pub mod hash;
 pub mod path;
 pub mod progress;
+mod unique;
 
 // Bytes of the formats.
 pub mod chunking;

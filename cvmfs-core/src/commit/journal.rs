@@ -3,11 +3,11 @@
 use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::changeset::ChangeSet;
 use crate::error::{IoContext as _, Result};
 use crate::hash::ContentHash;
+use crate::unique::unique_name;
 
 /// A change set whose file goes away with the value.
 #[derive(Debug)]
@@ -18,11 +18,8 @@ pub struct OpenChangeSet {
 
 impl OpenChangeSet {
     pub(super) fn create(directory: &Path, base: ContentHash) -> Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
         fs::create_dir_all(directory).at(directory)?;
-        let path = directory.join(format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-        // Left by a process that was killed and had our process id.
-        remove_files(&path);
+        let path = directory.join(unique_name());
         Ok(Self { changes: ChangeSet::create(&path, base)?, path })
     }
 }

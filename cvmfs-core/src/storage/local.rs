@@ -1,12 +1,10 @@
 //! A repository in a local directory, in the reference's layout.
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
@@ -15,6 +13,7 @@ use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
+use crate::unique::unique_name;
 
 /// A repository below one directory: 256 object directories and `txn` in `data/`, named files beside it.
 ///
@@ -112,10 +111,8 @@ impl LocalStore {
 
     /// Creates a file that no other process or thread uses, on the file system of the objects.
     fn temporary(&self) -> Result<Temporary> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("data/txn/{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        // A file of that name is left from a process that was killed and had our process id.
-        let create = || self.0.open_file(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC);
+        let name = format!("data/txn/{}", unique_name());
+        let create = || self.0.open_file(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL);
         let file = match create() {
             // A storage that was copied without its empty directories.
             Err(Errno::NOENT) => {
