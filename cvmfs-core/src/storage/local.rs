@@ -1,9 +1,9 @@
 //! A repository in a local directory, in the reference's layout.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
@@ -54,12 +54,16 @@ impl LocalStore {
     }
 
     /// Creates a file that no other process or thread uses, on the file system of the objects.
+    ///
+    /// The name is random: processes in different containers have the same process ids and may share the storage.
     fn temporary(&self) -> Result<Temporary> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("data/txn/{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let path = self.root.join(name);
-        // A file of that name is left from a process that was killed and had our process id.
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).at(&path)?;
+        let directory = self.root.join("data/txn");
+        let file = tempfile::Builder::new()
+            .prefix("object-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(&directory)
+            .at(&directory)?;
+        let (file, path) = file.keep().map_err(|error| error.error).at(&directory)?;
         Ok(Temporary { file, path, size: 0, root: self.root.clone(), renamed: false })
     }
 }
