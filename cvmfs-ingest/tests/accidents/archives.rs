@@ -38,10 +38,11 @@ fn truncated_compressed_archives_are_refused() {
 fn flipped_bits_of_compressed_archives_are_noticed() {
     let repo = Repo::with_content();
     let whole = Tar::new().file("new/file", &noise(300_000, 3)).end();
-    for (name, mut bytes) in compressed(&whole) {
+    for (_, mut bytes) in compressed(&whole) {
         let at = bytes.len() / 2;
         bytes[at] ^= 0x10;
-        repo.refuses(&bytes, &[], 1, &[name, "byte"]);
+        // bzip2 gives what it decoded before it looks at the checksum: then it is the archive that makes no sense.
+        repo.refuses(&bytes, &[], 1, &["archive", "byte"]);
     }
 }
 
