@@ -26,6 +26,9 @@ pub const EXIT_CODES: &str = "Exit codes:
   4  busy, or in conflict with another change
   5  not trusted: signature, whitelist or expiry";
 
+/// How errors name standard output.
+pub const OUTPUT: &str = "standard output";
+
 /// How often a report is printed where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -95,7 +98,7 @@ impl GlobalArgs {
         } else {
             out.write_all(text.as_bytes())
         };
-        written.and_then(|()| out.flush()).map_err(|error| Error::io("standard output", error))
+        written.and_then(|()| out.flush()).map_err(|error| Error::io(OUTPUT, error))
     }
 
     /// Prints warnings for people.
@@ -147,7 +150,9 @@ pub fn run(global: &GlobalArgs, command: impl FnOnce() -> Result<()>) -> ExitCod
     match command() {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output went away, as `head` does.
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Error::Io { path, source }) if path.as_os_str() == OUTPUT && source.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             report(&error);
             exit_code(&error).into()

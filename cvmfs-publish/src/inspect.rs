@@ -184,7 +184,7 @@ pub fn cat(tree: &mut Tree, path: &RepoPath, out: &mut dyn Write) -> Result<u64>
         if size == 0 {
             return Ok(written);
         }
-        out.write_all(&block[..size]).map_err(|error| Error::io("output", error))?;
+        out.write_all(&block[..size]).map_err(|error| Error::io(cvmfs_core::cli::OUTPUT, error))?;
         written += size as u64;
     }
 }
