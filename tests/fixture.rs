@@ -115,9 +115,7 @@ fn listing(tree: &mut Tree) -> String {
             }
             EntryKind::File(file) => {
                 let mut content = Vec::new();
-                tree.open_file(path, file)
-                    .and_then(|mut file| Ok(file.read_to_end(&mut content).expect("read")))
-                    .expect("open");
+                tree.open_file(path, file).map(|mut file| file.read_to_end(&mut content).expect("read")).expect("open");
                 size = content.len();
                 digest = hex(&openssl::sha::sha256(&content));
                 'f'
