@@ -67,7 +67,7 @@ fn text(path: &Path) -> String {
 
 /// A new directory of the site, for working files.
 fn scratch(site: &Site, name: &str) -> String {
-    let directory = (0..u32::MAX).map(|number| site.path(&format!("{name}-{number}"))).find(|path| !path.exists());
+    let directory = (0..100).map(|number| site.path(&format!("{name}-{number}"))).find(|path| !path.exists());
     let directory = directory.expect("a free name");
     fs::create_dir(&directory).expect("mkdir");
     text(&directory)

@@ -248,8 +248,8 @@ impl Site {
     pub(crate) fn configure(&self, key: &str, value: &str) {
         let old = fs::read_to_string(self.server_conf()).expect("server.conf");
         let kept = old.lines().filter(|line| !line.starts_with(&format!("{key}=")));
-        let text: String = kept.map(|line| format!("{line}\n")).collect();
-        fs::write(self.server_conf(), text + &format!("{key}={value}\n")).expect("server.conf");
+        let text = kept.chain([format!("{key}={value}").as_str()]).collect::<Vec<_>>().join("\n") + "\n";
+        fs::write(self.server_conf(), text).expect("server.conf");
     }
 
     /// One of our commands, to be run on this directory tree.
