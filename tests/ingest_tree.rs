@@ -131,7 +131,7 @@ fn revisions_follow_the_source() {
     // Content, mode, owner and target of what is there; new files in nested catalogs.
     write(&story.source("nested/a/file 7"), b"changed");
     write(&story.source("nested/a/b/new"), b"in a catalog in a catalog");
-    write(&story.source("sizes/65536"), &[7; 30_000]);
+    write(&story.source("sizes/65536"), &vec![7; 30_000]);
     fs::set_permissions(story.source("modes/2755"), fs::Permissions::from_mode(0o600)).expect("mode");
     fs::remove_file(story.source("symlinks/00")).expect("remove");
     std::os::unix::fs::symlink("elsewhere", story.source("symlinks/00")).expect("symlink");

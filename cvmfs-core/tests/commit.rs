@@ -109,7 +109,7 @@ impl Repo {
         id.hash
     }
 
-    fn file(&self, size: u64, objects: FileObjects) -> Content {
+    fn file(size: u64, objects: FileObjects) -> Content {
         let compression = Compression::Zlib;
         Content::Stored(FileContent { size, compression, objects, external: false, direct_io: false })
     }
@@ -127,7 +127,7 @@ impl Repo {
                     hash: self.put(text.as_bytes(), ObjectKind::Chunk),
                 };
                 let chunks = vec![piece(0, "first"), piece(5, "second")];
-                self.file(11, FileObjects::Chunked { chunks, bulk: None })
+                Self::file(11, FileObjects::Chunked { chunks, bulk: None })
             }
             4 => Content::Symlink { target: b"a/b".to_vec() },
             _ => Content::Special(Special::Fifo),
@@ -136,7 +136,7 @@ impl Repo {
 
     fn text(&self, text: &str) -> Content {
         let hash = self.put(text.as_bytes(), ObjectKind::File);
-        self.file(text.len() as u64, FileObjects::Whole(hash))
+        Self::file(text.len() as u64, FileObjects::Whole(hash))
     }
 
     fn tree(&self) -> BTreeMap<RepoPath, Row> {
