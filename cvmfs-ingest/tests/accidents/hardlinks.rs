@@ -35,6 +35,15 @@ fn links_count_the_names_in_their_directory() {
     );
 }
 
+/// GNU tar given the same file twice writes a link to itself.
+#[test]
+fn a_link_of_a_file_to_itself_changes_nothing() {
+    let repo = Repo::new();
+    repo.accepts(&Tar::new().file("one", b"x").link("one", "./one").end(), &[]);
+    expect(&repo, &[("one", 1)]);
+    assert_eq!(repo.list()["one"].size, 1);
+}
+
 #[test]
 fn links_to_chunked_files_symlinks_and_devices_work() {
     let repo = Repo::new();
