@@ -135,12 +135,25 @@ class Soak:
         with open(os.path.join(self.store, ".cvmfspublished"), "rb") as manifest:
             return next(int(line[1:]) for line in manifest if line.startswith(b"S"))
 
+    def checksum_file(self):
+        """Returns the file with the checksum of the reflog.
+
+        A run that is killed right after it wrote the reflog leaves the checksum under the name that it prepared it.
+        """
+        current = os.path.join(self.root, "var/spool/cvmfs", NAME, "reflog.chksum")
+        prepared = current + ".new"
+        if os.path.exists(prepared):
+            with open(prepared) as checksum, open(os.path.join(self.store, ".cvmfsreflog"), "rb") as reflog:
+                if checksum.read() == hashlib.sha1(reflog.read()).hexdigest():
+                    return prepared
+        return current
+
     def check(self, what, *trees):
         """Lets the verifier look at everything; returns the one of `trees` that the repository has."""
         common = ["--store", self.store, "--fqrn", NAME,
                   "--pub", os.path.join(self.root, "etc/cvmfs/keys", NAME + ".pub"), "--now", str(self.epoch)]
         try:
-            self.call([sys.executable, VERIFIER, "check", "--quiet"] + common)
+            self.call([sys.executable, VERIFIER, "check", "--quiet", "--reflog-checksum", self.checksum_file()] + common)
             listing = self.call([sys.executable, VERIFIER, "list", "--no-header"] + common)
         except Failure as failure:
             raise Failure("%s: %s" % (what, failure)) from None

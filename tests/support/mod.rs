@@ -293,13 +293,23 @@ impl Site {
     /// Returns the verifier's numbers.
     #[track_caller]
     pub(crate) fn check(&self, more: &[&str]) -> serde_json::Value {
-        let checksum = self.spool().join("reflog.chksum");
+        let checksum = self.checksum_file();
         let mut arguments = vec!["check".to_owned()];
         arguments.extend(self.place());
         arguments.extend(["--quiet", "--json", "--all-tags", "--reflog-checksum"].map(str::to_owned));
         arguments.push(checksum.to_str().expect("UTF-8").to_owned());
         arguments.extend(more.iter().map(|&text| text.to_owned()));
         verifier(arguments).json()["numbers"].take()
+    }
+
+    /// The file with the checksum of the reflog.
+    ///
+    /// A run that is killed right after it wrote the reflog leaves the checksum under the name that it prepared it.
+    fn checksum_file(&self) -> PathBuf {
+        let (current, prepared) = (self.spool().join("reflog.chksum"), self.spool().join("reflog.chksum.new"));
+        let Ok(checksum) = fs::read_to_string(&prepared) else { return current };
+        let sum = run(Command::new("sha1sum").arg(self.storage().join(".cvmfsreflog"))).ok();
+        if sum.starts_with(&checksum) { prepared } else { current }
     }
 
     /// Number of catalogs of the head.
