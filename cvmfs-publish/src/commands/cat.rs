@@ -14,14 +14,11 @@ pub(super) struct Arguments {
     /// Path of a regular file in the repository
     path: RepoPath,
     #[command(flatten)]
-    revision: super::RevisionArgs,
-    #[command(flatten)]
-    source: super::SourceArgs,
+    tree: super::TreeArgs,
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let repository = arguments.source.open(global)?;
-    let mut tree = repository.tree(&arguments.revision.selector())?;
+    let mut tree = arguments.tree.open(global)?;
     inspect::cat(&mut tree, &arguments.path, &mut io::stdout().lock())?;
     Ok(())
 }

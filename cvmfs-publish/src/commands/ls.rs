@@ -19,14 +19,11 @@ pub(super) struct Arguments {
     #[arg(short = 'R', long)]
     recursive: bool,
     #[command(flatten)]
-    revision: super::RevisionArgs,
-    #[command(flatten)]
-    source: super::SourceArgs,
+    tree: super::TreeArgs,
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let repository = arguments.source.open(global)?;
-    let mut tree = repository.tree(&arguments.revision.selector())?;
+    let mut tree = arguments.tree.open(global)?;
     let listed = inspect::list(&mut tree, &arguments.path, arguments.recursive)?;
     let text: String =
         listed.iter().map(|entry| if arguments.long { long(entry) } else { format!("{}\n", entry.path) }).collect();

@@ -17,6 +17,7 @@ use cvmfs_core::hash::ContentHash;
 use cvmfs_core::repository::{Repository, Selector};
 use cvmfs_core::server::{RepositoryConfig, load_master_keys};
 use cvmfs_core::storage::{LocalStore, ReadStore};
+use cvmfs_core::tree::Tree;
 use cvmfs_core::trust::keys::PublicKey;
 use cvmfs_publish::inspect;
 
@@ -100,6 +101,21 @@ struct RevisionArgs {
     /// The revision with this root catalog
     #[arg(long, value_name = "HASH", group = "selector")]
     root_hash: Option<ContentHash>,
+}
+
+/// Which tree to look at.
+#[derive(Debug, clap::Args)]
+struct TreeArgs {
+    #[command(flatten)]
+    revision: RevisionArgs,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+impl TreeArgs {
+    fn open(&self, global: &GlobalArgs) -> Result<Tree> {
+        self.source.open(global)?.tree(&self.revision.selector())
+    }
 }
 
 impl RevisionArgs {

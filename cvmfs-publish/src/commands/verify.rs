@@ -12,14 +12,11 @@ pub(super) struct Arguments {
     #[arg(default_value = "/")]
     path: RepoPath,
     #[command(flatten)]
-    revision: super::RevisionArgs,
-    #[command(flatten)]
-    source: super::SourceArgs,
+    tree: super::TreeArgs,
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let repository = arguments.source.open(global)?;
-    let mut tree = repository.tree(&arguments.revision.selector())?;
+    let mut tree = arguments.tree.open(global)?;
     let found = inspect::read_back(&mut tree, &arguments.path)?;
     let text = format!(
         "{} entries, {} files with {} in {} objects: all are as they should be\n",
