@@ -5,7 +5,9 @@
 //!  (this file)
 //! ```
 
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use crate::entry::{Entry, EntryKind, FileContent, Mount, Mtime, Special};
 use crate::error::Result;
@@ -103,9 +105,20 @@ pub enum Change {
         /// Where.
         path: RepoPath,
     },
-    /// Removes what is in a directory, but not the directory (an opaque directory of a layer).
+    /// Removes what is in a directory, but not the directory.
     Clear {
         /// Where.
+        path: RepoPath,
+    },
+    /// Hides what is at a path in the layers below: in the repository and in earlier [`Origin`] sources. What this
+    /// source puts there stays, whether it comes before or after.
+    Whiteout {
+        /// Where.
+        path: RepoPath,
+    },
+    /// Hides what is in a directory in the layers below, in the same way.
+    Opaque {
+        /// The directory.
         path: RepoPath,
     },
 }
@@ -118,7 +131,27 @@ impl Change {
             | Self::Link { path, .. }
             | Self::Ensure { path, .. }
             | Self::Remove { path }
-            | Self::Clear { path } => path,
+            | Self::Clear { path }
+            | Self::Whiteout { path }
+            | Self::Opaque { path } => path,
+        }
+    }
+}
+
+/// Where a change comes from: for messages, and to tell the layers of a stack apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The archive, layer or directory. Changes of one of them share the allocation.
+    pub source: Arc<str>,
+    /// Byte at which the entry begins, where the source is a stream.
+    pub offset: Option<u64>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offset {
+            Some(offset) => write!(f, "{}: entry at byte {offset}", self.source),
+            None => f.write_str(&self.source),
         }
     }
 }
@@ -129,6 +162,11 @@ pub trait ChangeSource {
     ///
     /// Content of the change before that was not read is skipped.
     fn next(&mut self) -> Result<Option<Change>>;
+
+    /// Where the last returned change comes from, if the source can tell.
+    fn origin(&self) -> Option<Origin> {
+        None
+    }
 
     /// Reads content of the last returned [`Content::Read`]; 0 bytes at its end.
     ///

@@ -7,10 +7,11 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use crate::change::{Change, Metadata};
+use crate::change::{Change, Metadata, Origin};
 use crate::database::bytes;
 use crate::entry::{Chunk, Entry, EntryKind, FileContent, FileObjects, Mount, Mtime, RawKind};
 use crate::error::{DatabaseContext as _, Error, Result};
@@ -26,7 +27,8 @@ const TABLES: &str = "
 CREATE TABLE properties (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE changes (key BLOB PRIMARY KEY, op INTEGER, cleared INTEGER, inode INTEGER, target BLOB, mode INTEGER,
   uid INTEGER, gid INTEGER, mtime INTEGER, mtimens INTEGER, size INTEGER, flags INTEGER, hash BLOB, symlink BLOB,
-  xattr BLOB, chunks BLOB) WITHOUT ROWID;
+  xattr BLOB, chunks BLOB, source INTEGER, offset INTEGER) WITHOUT ROWID;
+CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT);
 ";
 
 /// What becomes of a path.
@@ -55,6 +57,8 @@ pub struct Pending {
     pub cleared: bool,
     /// Rows of the same number are names of one file; `None` for a file with one name.
     pub inode: Option<i64>,
+    /// Where the change comes from, if that is known.
+    pub origin: Option<Origin>,
 }
 
 /// Numbers of rows by what becomes of the paths.
@@ -76,6 +80,10 @@ pub struct ChangeSet {
     path: PathBuf,
     uncommitted: u32,
     next_inode: i64,
+    /// Names of sources by number, and which of them rows come from now, at which offset.
+    sources: Vec<Arc<str>>,
+    source: Option<usize>,
+    offset: Option<u64>,
 }
 
 impl fmt::Debug for ChangeSet {
@@ -117,6 +125,7 @@ impl ChangeSet {
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
             set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
+        set.sources = set.read_sources().in_database(&path.display())?;
         set.connection.execute_batch("BEGIN").in_database(&path.display())?;
         Ok(set)
     }
@@ -128,7 +137,42 @@ impl ChangeSet {
         connection
             .execute_batch("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -8192;")
             .in_database(&path.display())?;
-        Ok(Self { connection, path: path.to_owned(), uncommitted: 0, next_inode: 1 })
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+            uncommitted: 0,
+            next_inode: 1,
+            sources: Vec::new(),
+            source: None,
+            offset: None,
+        })
+    }
+
+    fn read_sources(&self) -> rusqlite::Result<Vec<Arc<str>>> {
+        let mut statement = self.connection.prepare("SELECT name FROM sources ORDER BY id")?;
+        statement.query_map([], |row| Ok(row.get::<_, String>(0)?.into()))?.collect()
+    }
+
+    /// Says where the changes come from that are recorded from now on.
+    pub fn set_origin(&mut self, origin: Option<&Origin>) -> Result<()> {
+        self.offset = origin.and_then(|origin| origin.offset);
+        self.source = match origin {
+            None => None,
+            Some(Origin { source, .. }) => match self.sources.last() {
+                Some(last) if Arc::ptr_eq(last, source) => Some(self.sources.len() - 1),
+                _ => {
+                    self.sources.push(Arc::clone(source));
+                    let id = self.sources.len() - 1;
+                    self.execute("INSERT INTO sources (id, name) VALUES (?1, ?2)", (id.cast_signed(), &**source))?;
+                    Some(id)
+                }
+            },
+        };
+        Ok(())
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(Origin { source: Arc::clone(&self.sources[self.source?]), offset: self.offset })
     }
 
     /// The root catalog that the maker of the changes looked at.
@@ -145,23 +189,29 @@ impl ChangeSet {
 
     /// Adds a change without content to be read; see [`put`](Self::put) for those with content.
     pub fn record(&mut self, change: Change) -> Result<()> {
+        self.record_one(change).map_err(|error| error.from_origin(self.origin().as_ref()))
+    }
+
+    fn record_one(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Put { path, metadata, content } => {
                 let kind = content
                     .into_kind()
                     .ok_or_else(|| Error::invalid(path.to_string(), "content must be stored before it is recorded"))?;
-                self.put(&path, &metadata.into_entry(kind))
+                self.write_entry(&path, op::PUT, &metadata.into_entry(kind), None)
             }
             Change::Link { path, target } => self.link(&path, &target),
             Change::Ensure { path, metadata } => self.ensure(&path, metadata),
             Change::Remove { path } => self.remove(&path),
             Change::Clear { path } => self.clear(&path),
+            Change::Whiteout { path } => self.white_out(&path),
+            Change::Opaque { path } => self.hide_content(&path),
         }
     }
 
     /// Puts an entry whose content, if it is a file, is stored.
     pub fn put(&mut self, path: &RepoPath, entry: &Entry) -> Result<()> {
-        self.write_entry(path, op::PUT, entry, None)
+        self.write_entry(path, op::PUT, entry, None).map_err(|error| error.from_origin(self.origin().as_ref()))
     }
 
     fn ensure(&mut self, path: &RepoPath, metadata: Metadata) -> Result<()> {
@@ -219,8 +269,9 @@ impl ChangeSet {
 
     fn write_link(&mut self, path: &RepoPath, target: &RepoPath) -> Result<()> {
         self.make_way(path)?;
-        let sql = "INSERT OR REPLACE INTO changes (key, op, cleared, target) VALUES (?1, ?2, 0, ?3)";
-        self.execute(sql, (key(path), op::LINK, target.as_bytes()))
+        let sql = "INSERT OR REPLACE INTO changes (key, op, cleared, target, source, offset) \
+                   VALUES (?1, ?2, 0, ?3, ?4, ?5)";
+        self.execute(sql, (key(path), op::LINK, target.as_bytes(), self.source_column(), self.offset_column()))
     }
 
     fn remove(&mut self, path: &RepoPath) -> Result<()> {
@@ -228,20 +279,72 @@ impl ChangeSet {
             return Err(Error::invalid("/", "the root directory cannot be removed"));
         }
         self.make_way(path)?;
-        self.execute("INSERT OR REPLACE INTO changes (key, op, cleared) VALUES (?1, ?2, 0)", (key(path), op::REMOVE))
+        let sql = "INSERT OR REPLACE INTO changes (key, op, cleared, source, offset) VALUES (?1, ?2, 0, ?3, ?4)";
+        self.execute(sql, (key(path), op::REMOVE, self.source_column(), self.offset_column()))
     }
 
     fn clear(&mut self, path: &RepoPath) -> Result<()> {
         self.delete_below(path)?;
+        self.mark_cleared(path)
+    }
+
+    /// What a directory has in the repository goes, but for what the change set mentions.
+    fn mark_cleared(&mut self, path: &RepoPath) -> Result<()> {
         match self.before(path)? {
             None if self.is_gone(path)? => Ok(()),
-            None => self.execute("INSERT INTO changes (key, op, cleared) VALUES (?1, ?2, 1)", (key(path), op::KEEP)),
+            None => {
+                let sql = "INSERT INTO changes (key, op, cleared, source, offset) VALUES (?1, ?2, 1, ?3, ?4)";
+                self.execute(sql, (key(path), op::KEEP, self.source_column(), self.offset_column()))
+            }
             Some(Before { op: op::REMOVE, .. }) => Ok(()),
             Some(Before { is_directory: true, .. }) => {
                 self.execute("UPDATE changes SET cleared = 1 WHERE key = ?1", [key(path)])
             }
             Some(_) => Err(Error::invalid(path.to_string(), "only a directory can be cleared")),
         }
+    }
+
+    fn white_out(&mut self, path: &RepoPath) -> Result<()> {
+        let put_by_this_source =
+            "SELECT 1 FROM changes WHERE key >= ?1 AND key < ?2 AND source IS ?3 AND op IN (?4, ?5, ?6)";
+        let (from, to) = subtree(path);
+        let is_put_again = self
+            .connection
+            .prepare_cached(put_by_this_source)
+            .and_then(|mut select| select.exists((from, to, self.source_column(), op::ENSURE, op::PUT, op::LINK)))
+            .in_database(&self.path.display())?;
+        match self.before(path)? {
+            Some(Before { is_directory: false, .. }) if is_put_again => Ok(()),
+            _ if is_put_again => self.hide_content(path),
+            _ => self.remove(path),
+        }
+    }
+
+    /// Drops what earlier sources put below a directory, but for directories that this source has something in.
+    fn hide_content(&mut self, path: &RepoPath) -> Result<()> {
+        let keep = "SELECT key, source IS ?3 FROM changes WHERE key > ?1 AND key < ?2 ORDER BY key DESC";
+        let (from, to) = subtree(path);
+        let rows: Vec<(Vec<u8>, bool)> = self
+            .connection
+            .prepare_cached(keep)
+            .and_then(|mut statement| {
+                let rows =
+                    statement.query_map((from, to, self.source_column()), |row| Ok((row.get(0)?, row.get(1)?)))?;
+                rows.collect()
+            })
+            .in_database(&self.path.display())?;
+        let mut kept: Option<Vec<u8>> = None;
+        for (key, is_ours) in rows {
+            let is_above_kept = kept
+                .as_ref()
+                .is_some_and(|kept| kept.strip_prefix(&key[..]).is_some_and(|rest| rest.first() == Some(&0)));
+            if is_ours || is_above_kept {
+                kept = Some(key);
+            } else {
+                self.execute("DELETE FROM changes WHERE key = ?1", [key])?;
+            }
+        }
+        self.mark_cleared(path)
     }
 
     /// Puts one entry under several names.
@@ -275,13 +378,7 @@ impl ChangeSet {
     }
 
     fn delete_below(&mut self, path: &RepoPath) -> Result<()> {
-        if path.is_root() {
-            return self.execute("DELETE FROM changes WHERE key > x''", []);
-        }
-        let (mut from, mut to) = (key(path), key(path));
-        from.push(0);
-        to.push(1);
-        self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", (from, to))
+        self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", subtree(path))
     }
 
     fn write_entry(&mut self, path: &RepoPath, op: u8, entry: &Entry, inode: Option<i64>) -> Result<()> {
@@ -303,7 +400,8 @@ impl ChangeSet {
         let hash = entry.hash_column();
         self.execute(
             "INSERT OR REPLACE INTO changes (key, op, cleared, inode, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, \
-             xattr, chunks) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+             xattr, chunks, source, offset) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
             rusqlite::params![
                 key(path),
                 op,
@@ -320,8 +418,18 @@ impl ChangeSet {
                 target,
                 entry.xattrs.encode()?,
                 chunks,
+                self.source_column(),
+                self.offset_column(),
             ],
         )
+    }
+
+    fn source_column(&self) -> Option<isize> {
+        self.source.map(usize::cast_signed)
+    }
+
+    fn offset_column(&self) -> Option<i64> {
+        self.offset.map(u64::cast_signed)
     }
 
     fn execute(&mut self, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
@@ -398,13 +506,34 @@ impl ChangeSet {
 
     fn select(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Pending>> {
         let sql = format!(
-            "SELECT key, op, cleared, inode, target, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, xattr, chunks \
+            "SELECT key, op, cleared, inode, target, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, xattr, chunks, \
+             source, offset \
              FROM changes WHERE {condition}"
         );
         let query = || -> rusqlite::Result<Vec<Result<Pending>>> {
-            self.connection.prepare_cached(&sql)?.query_map(parameters, |row| Ok(read_row(row)))?.collect()
+            self.connection.prepare_cached(&sql)?.query_map(parameters, |row| Ok(self.read_row(row)))?.collect()
         };
         query().in_database(&self.path.display())?.into_iter().collect()
+    }
+
+    fn read_row(&self, row: &rusqlite::Row<'_>) -> Result<Pending> {
+        let context = "change set";
+        let column = |index| bytes(row, index).in_database(&context);
+        let number = |index| row.get::<_, Option<i64>>(index).in_database(&context);
+        let path: Vec<u8> = column(0)?.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
+        let path = RepoPath::from_bytes(&path)?;
+        let code: u8 = row.get(1).in_database(&context)?;
+        let op = match code {
+            op::KEEP => Op::Keep,
+            op::REMOVE => Op::Remove,
+            op::LINK => Op::LinkToExisting(RepoPath::from_bytes(column(4)?)?),
+            op::ENSURE => Op::Ensure(read_entry(row)?),
+            _ => Op::Put(read_entry(row)?),
+        };
+        let source = number(16)?.and_then(|id| self.sources.get(usize::try_from(id).ok()?));
+        let offset = number(17)?.map(i64::cast_unsigned);
+        let origin = source.map(|source| Origin { source: Arc::clone(source), offset });
+        Ok(Pending { path, op, cleared: row.get(2).in_database(&context)?, inode: number(3)?, origin })
     }
 }
 
@@ -413,21 +542,14 @@ fn key(path: &RepoPath) -> Vec<u8> {
     path.as_bytes().iter().map(|&byte| if byte == b'/' { 0 } else { byte }).collect()
 }
 
-fn read_row(row: &rusqlite::Row<'_>) -> Result<Pending> {
-    let context = "change set";
-    let column = |index| bytes(row, index).in_database(&context);
-    let path: Vec<u8> = column(0)?.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
-    let path = RepoPath::from_bytes(&path)?;
-    let code: u8 = row.get(1).in_database(&context)?;
-    let op = match code {
-        op::KEEP => Op::Keep,
-        op::REMOVE => Op::Remove,
-        op::LINK => Op::LinkToExisting(RepoPath::from_bytes(column(4)?)?),
-        op::ENSURE => Op::Ensure(read_entry(row)?),
-        _ => Op::Put(read_entry(row)?),
-    };
-    let cleared = row.get(2).in_database(&context)?;
-    Ok(Pending { path, op, cleared, inode: row.get(3).in_database(&context)? })
+/// The range of keys of a path and what is below it: from the first, up to but without the second.
+fn subtree(path: &RepoPath) -> (Vec<u8>, Vec<u8>) {
+    let from = key(path);
+    let mut to = from.clone();
+    to.push(1);
+    // No name is longer than 255 bytes.
+    let to = if path.is_root() { vec![0xff; 256] } else { to };
+    (from, to)
 }
 
 fn read_entry(row: &rusqlite::Row<'_>) -> Result<Entry> {
@@ -567,6 +689,62 @@ mod tests {
             }
             assert_eq!(outline(&set), expected, "{changes:?}");
         }
+    }
+
+    /// What is left of layers, the lowest first.
+    fn outline_of_layers(layers: &[&[Change]]) -> Vec<String> {
+        let (_directory, mut set) = set();
+        for (number, layer) in layers.iter().enumerate() {
+            let origin = Origin { source: format!("layer {number}").into(), offset: Some(512) };
+            set.set_origin(Some(&origin)).unwrap();
+            layer.iter().for_each(|change| set.record(change.clone()).unwrap());
+        }
+        outline(&set)
+    }
+
+    #[test]
+    fn whiteouts_hide_what_other_layers_have_wherever_they_stand_in_their_own() {
+        let white_out = |at: &str| Change::Whiteout { path: path(at) };
+        let opaque = |at: &str| Change::Opaque { path: path(at) };
+        let directory = |at: &str| put(at, Content::Directory);
+        let below = [directory("d"), put("d/old", file(b"")), directory("d/e"), put("d/e/old", file(b""))];
+        for (layer, expected) in [
+            (vec![white_out("d")], vec!["r /d"]),
+            (vec![white_out("d/old")], vec!["d /d", "d /d/e", "f /d/e/old", "r /d/old"]),
+            (vec![opaque("d")], vec!["d! /d"]),
+            (vec![opaque("d"), put("d/new", file(b""))], vec!["d! /d", "f /d/new"]),
+            (vec![put("d/new", file(b"")), opaque("d")], vec!["d! /d", "f /d/new"]),
+            (vec![put("d/e/new", file(b"")), opaque("d")], vec!["d! /d", "d /d/e", "f /d/e/new"]),
+            (vec![put("d/old", file(b"")), opaque("d"), white_out("d/old")], vec!["d! /d", "f /d/old"]),
+            (vec![put("d/new", file(b"")), white_out("d")], vec!["d! /d", "f /d/new"]),
+            (vec![white_out("d"), directory("d"), put("d/new", file(b""))], vec!["d! /d", "f /d/new"]),
+            (vec![put("d", file(b"")), white_out("d")], vec!["f /d"]),
+            (vec![opaque("")], vec!["k! /"]),
+            (vec![white_out("x")], vec!["d /d", "d /d/e", "f /d/e/old", "f /d/old", "r /x"]),
+        ] {
+            assert_eq!(outline_of_layers(&[&below, &layer]), expected, "{layer:?}");
+        }
+    }
+
+    #[test]
+    fn rows_and_errors_tell_where_they_come_from() {
+        let (directory, mut set) = set();
+        let origin = |source: &Arc<str>, offset| Origin { source: Arc::clone(source), offset: Some(offset) };
+        let (first, second): (Arc<str>, Arc<str>) = ("a.tar".into(), "a.tar".into());
+        for (source, offset, at) in [(&first, 512, "a"), (&first, 1024, "b"), (&second, 512, "c")] {
+            set.set_origin(Some(&origin(source, offset))).unwrap();
+            set.record(put(at, Content::Directory)).unwrap();
+        }
+        let error = set.record(link("x", "c")).unwrap_err().to_string();
+        assert_eq!(error, "a.tar: entry at byte 512: /x: hard link to the directory /c");
+        set.set_origin(None).unwrap();
+        set.record(put("d", Content::Directory)).unwrap();
+        set.close().unwrap();
+        let set = ChangeSet::open(&directory.path().join("set")).unwrap();
+        let found = |at: &str| set.get(&path(at)).unwrap().unwrap().origin;
+        assert_eq!(found("b"), Some(origin(&first, 1024)));
+        assert_eq!(found("c"), Some(origin(&second, 512)));
+        assert_eq!(found("d"), None);
     }
 
     #[test]

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock::UnixSeconds;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::path::RepositoryName;
-use crate::progress::{Progress, Silent, Unit};
+use crate::progress::{Cancel, Progress, Silent, Unit};
 use crate::server::ServerRoot;
 
 /// Section of `--help` that every binary ends with.
@@ -135,6 +136,20 @@ pub fn now() -> Result<UnixSeconds> {
     }
 }
 
+/// A request to stop that an interrupt or a termination signal makes. A second signal ends the process at once.
+///
+/// # Errors
+/// `Io` if signals cannot be caught.
+pub fn cancel_on_signals() -> Result<Cancel> {
+    let cancel = Cancel::new();
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, cancel.flag())
+            .and_then(|_| signal_hook::flag::register(signal, cancel.flag()))
+            .at("signal handler")?;
+    }
+    Ok(cancel)
+}
+
 /// Sets up logging, runs a command, reports its error, and returns the exit code.
 pub fn run(global: &GlobalArgs, command: impl FnOnce() -> Result<()>) -> ExitCode {
     let level = match (global.quiet, global.verbose) {
@@ -163,7 +178,7 @@ pub fn run(global: &GlobalArgs, command: impl FnOnce() -> Result<()>) -> ExitCod
 /// The exit code that tells what kind of error it was; see [`EXIT_CODES`].
 pub fn exit_code(error: &Error) -> u8 {
     match error {
-        Error::HashMismatch { .. } | Error::Malformed { .. } => 3,
+        Error::MissingObject { .. } | Error::HashMismatch { .. } | Error::Malformed { .. } => 3,
         Error::Conflict { .. } => 4,
         Error::Untrusted { .. } | Error::Expired { .. } => 5,
         _ => 1,
@@ -189,6 +204,7 @@ fn report(error: &Error) {
 
 fn hint(error: &Error) -> Option<&'static str> {
     match error {
+        Error::Cancelled => Some("nothing was published; run the same command again to go on"),
         Error::Expired { .. } => Some("sign the whitelist again with the master key"),
         Error::NotFound { what }
             if what.starts_with("a repository configured") || what.starts_with("configuration file") =>
@@ -208,6 +224,26 @@ fn hint(error: &Error) -> Option<&'static str> {
 fn say(line: &str) {
     // Standard error may be closed; there is nobody left to tell.
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Parses a number of bytes with an optional binary suffix: `K`, `M`, `G` or `T`.
+///
+/// # Errors
+/// `InvalidInput` for anything else.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => 64,
+    };
+    let number = digits.parse::<u64>().ok();
+    number
+        .and_then(|number| number.checked_mul(1_u64.checked_shl(shift)?))
+        .ok_or_else(|| Error::invalid(format!("{text:?}"), "not a number of bytes, such as 500M or 20G"))
 }
 
 /// A number of bytes for people.

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::change::Origin;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of everything in this crate that can fail.
@@ -18,6 +20,12 @@ pub enum Error {
     #[error("{what} not found")]
     NotFound {
         /// Object, file, tag or path in words.
+        what: String,
+    },
+    /// An object that something refers to does not exist.
+    #[error("{what} is missing")]
+    MissingObject {
+        /// The object's place.
         what: String,
     },
     /// Stored or received bytes do not have the hash that names them.
@@ -160,6 +168,27 @@ impl Error {
     /// A failed cryptographic operation.
     pub fn crypto(what: impl Into<String>, source: openssl::error::ErrorStack) -> Self {
         Self::Crypto { what: what.into(), source: Box::new(source) }
+    }
+
+    /// Says where an impossible request comes from; other errors stay as they are.
+    #[must_use]
+    pub fn from_origin(self, origin: Option<&Origin>) -> Self {
+        let Some(origin) = origin else { return self };
+        let at = |what| format!("{origin}: {what}");
+        match self {
+            Self::InvalidInput { what, reason } => Self::InvalidInput { what: at(what), reason },
+            Self::Conflict { what, reason } => Self::Conflict { what: at(what), reason },
+            other => other,
+        }
+    }
+
+    /// For an object that something refers to: that it is not there is damage.
+    #[must_use]
+    pub(crate) fn of_referenced_object(self) -> Self {
+        match self {
+            Self::NotFound { what } => Self::MissingObject { what },
+            other => other,
+        }
     }
 
     /// Whether the same operation may succeed if it is simply repeated later.

@@ -58,6 +58,7 @@ pub mod trust;
 pub mod change;
 pub mod changeset;
 pub mod commit;
+pub mod idmap;
 pub mod known;
 pub mod pipeline;
 pub mod repository;

@@ -104,7 +104,8 @@ impl<R: Read> Read for VerifyingReader<R> {
 /// The reader fails at the end if hash or compression are wrong: what was read before is then worthless.
 pub fn open(store: &dyn ReadStore, id: &ObjectId, compression: Compression) -> Result<Box<dyn Read + Send>> {
     let key = Key::Object(*id);
-    let stored = VerifyingReader::new(store.open(&key)?, *id, store.describe(&key));
+    let stored =
+        VerifyingReader::new(store.open(&key).map_err(Error::of_referenced_object)?, *id, store.describe(&key));
     Ok(match compression {
         Compression::Zlib => Box::new(InflatingReader::new(stored)),
         Compression::None => Box::new(stored),
@@ -114,7 +115,7 @@ pub fn open(store: &dyn ReadStore, id: &ObjectId, compression: Compression) -> R
 /// Reads a small zlib-compressed object (certificate, meta info) whole, at most `limit` plain bytes.
 pub fn read_small(store: &dyn ReadStore, id: &ObjectId, limit: u64) -> Result<Vec<u8>> {
     let key = Key::Object(*id);
-    let stored = store.read(&key)?;
+    let stored = store.read(&key).map_err(Error::of_referenced_object)?;
     let actual = id.hash.algorithm().hash(&stored);
     if actual != id.hash {
         return Err(Error::HashMismatch {

@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::change::{Change, ChangeSource, Content, Metadata};
+use crate::change::{Change, ChangeSource, Content, Metadata, Origin};
 use crate::changeset::ChangeSet;
 use crate::chunking::ChunkSizes;
 use crate::compression::{CompressingWriter, Compression, Compressor, Effort};
@@ -276,14 +276,15 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
             cancel.check()?;
             let number = self.next;
             self.next += 1;
+            let origin = self.source.origin();
             match change {
                 Change::Put { path, metadata, content: Content::Read { size } } => {
                     let file = Waiting::File { path: path.clone(), metadata, size, pieces: Vec::new(), expected: None };
-                    self.recorder.add(number, file)?;
+                    self.recorder.add(number, origin, file)?;
                     let pieces = self.read_file(number, &path, size)?;
                     self.recorder.expect(number, pieces)?;
                 }
-                change => self.recorder.add(number, Waiting::Ready(change))?,
+                change => self.recorder.add(number, origin, Waiting::Ready(change))?,
             }
             if self.recorder.waiting.len() > MAX_WAITING {
                 self.wait(Wanted { bytes: usize::MAX, jobs: 0 })?;
@@ -441,20 +442,20 @@ struct Recorder<'a> {
     options: &'a Options,
     changes: &'a mut ChangeSet,
     next: u64,
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, (Option<Origin>, Waiting)>,
     outcome: Outcome,
 }
 
 impl Recorder<'_> {
     /// Takes in the next change.
-    fn add(&mut self, number: u64, waiting: Waiting) -> Result<()> {
-        self.waiting.insert(number, waiting);
+    fn add(&mut self, number: u64, origin: Option<Origin>, waiting: Waiting) -> Result<()> {
+        self.waiting.insert(number, (origin, waiting));
         self.record_complete()
     }
 
     /// Learns how many pieces a file has.
     fn expect(&mut self, number: u64, count: usize) -> Result<()> {
-        if let Some(Waiting::File { expected, .. }) = self.waiting.get_mut(&number) {
+        if let Some((_, Waiting::File { expected, .. })) = self.waiting.get_mut(&number) {
             *expected = Some(count);
         }
         self.record_complete()
@@ -471,7 +472,7 @@ impl Recorder<'_> {
                 }
                 Put::Present => self.outcome.objects_reused += 1,
             }
-            if let Some(Waiting::File { pieces, .. }) = self.waiting.get_mut(&number) {
+            if let Some((_, Waiting::File { pieces, .. })) = self.waiting.get_mut(&number) {
                 pieces.push(piece);
             }
         }
@@ -482,10 +483,11 @@ impl Recorder<'_> {
     fn record_complete(&mut self) -> Result<()> {
         while let Some(first) = self.waiting.first_entry()
             && *first.key() == self.next
-            && first.get().is_complete()
+            && first.get().1.is_complete()
         {
-            let waiting = first.remove();
+            let (origin, waiting) = first.remove();
             self.next += 1;
+            self.changes.set_origin(origin.as_ref())?;
             self.record(waiting)?;
         }
         Ok(())
@@ -503,7 +505,7 @@ impl Recorder<'_> {
                     Change::Put { content: Content::Special(_), .. } => self.outcome.specials += 1,
                     Change::Put { .. } => self.outcome.files += 1,
                     Change::Link { .. } => self.outcome.hardlinks += 1,
-                    Change::Remove { .. } | Change::Clear { .. } => {}
+                    Change::Remove { .. } | Change::Clear { .. } | Change::Whiteout { .. } | Change::Opaque { .. } => {}
                 }
                 self.changes.record(change)
             }

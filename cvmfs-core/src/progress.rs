@@ -51,6 +51,12 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// What a signal handler sets to ask.
+    #[cfg(feature = "cli")]
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
     /// Fails with `Cancelled` once somebody asked.
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }

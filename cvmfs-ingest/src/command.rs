@@ -1,17 +1,17 @@
 //! Arguments, conversion to library options, call, print.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, human_bytes, now};
+use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, cancel_on_signals, human_bytes, now, parse_bytes};
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::compression::Effort;
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::history::TagName;
+use cvmfs_core::idmap::IdMap;
 use cvmfs_core::path::RepoPath;
-use cvmfs_core::progress::Cancel;
 use cvmfs_ingest::source::{Input, Ownership};
 use cvmfs_ingest::{Options, Outcome, ingest};
 
@@ -21,6 +21,7 @@ use cvmfs_ingest::{Options, Outcome, ingest};
   cvmfs-ingest --tar layer.tar --base-dir software/1.0
   xz -dc layer.tar.xz | cvmfs-ingest --tar - --base-dir software/1.0
   cvmfs-ingest --delete software/1.0 --tar new.tar.gz --base-dir software/1.1 --catalog --tag v1.1
+  cvmfs-ingest --whiteouts oci --tar base.tar.gz --tar update.tar.gz --base-dir images/app --dry-run
 
 {EXIT_CODES}"))]
 pub(crate) struct Arguments {
@@ -41,20 +42,35 @@ pub(crate) struct Arguments {
     #[arg(short, long)]
     catalog: bool,
     /// Keep the owners that the tarballs name [default: everything belongs to the repository's owner]
-    #[arg(short, long, conflicts_with_all = ["uid", "gid"])]
+    #[arg(short, long)]
     keep_owner: bool,
     /// Owner of everything
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "keep_owner")]
     uid: Option<u32>,
     /// Group of everything
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "keep_owner")]
     gid: Option<u32>,
+    /// Map the owners that the tarballs name: a file of lines `FROM TO`, `*` for all others
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uid", "keep_owner"])]
+    uid_map: Option<PathBuf>,
+    /// Map the groups that the tarballs name, in the same way
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["gid", "keep_owner"])]
+    gid_map: Option<PathBuf>,
+    /// Take the tarballs for image layers: `.wh.` entries hide what is in the repository and in tarballs before
+    #[arg(long, value_name = "KIND")]
+    whiteouts: Option<Whiteouts>,
+    /// Refuse a tarball with more bytes than this, uncompressed; K, M, G or T may follow the number
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    max_size: Option<u64>,
     /// Name the new revision
     #[arg(long, value_name = "NAME")]
     tag: Option<TagName>,
     /// Description of that name
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "tag")]
     message: String,
+    /// Show what would change, and change nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     /// Compress everything, also what is known to be stored already
     #[arg(long)]
     no_index: bool,
@@ -66,6 +82,13 @@ pub(crate) struct Arguments {
     level: u8,
 }
 
+/// Kinds of entries that hide others.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Whiteouts {
+    /// As the OCI image format has them: `.wh.NAME` and `.wh..wh..opq`
+    Oci,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let global = &arguments.global;
     let root = global.server_root()?;
@@ -73,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let options = options(arguments, &publisher)?;
     let inputs = arguments.tar.iter().map(open).collect::<Result<_>>()?;
     let progress = global.progress();
-    let outcome = ingest(&publisher, inputs, &options, &*progress, &Cancel::new())?;
+    let outcome = ingest(&publisher, inputs, &options, &*progress, &cancel_on_signals()?)?;
     drop(progress);
     global.warn(&outcome.commit.warnings);
     global.print(&outcome, &summary(&outcome))
@@ -83,7 +106,9 @@ fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
     let mut options = Options::new(&publisher.config, arguments.base_dir.clone(), now()?)?;
     options.source.delete.clone_from(&arguments.delete);
     options.source.catalog = arguments.catalog;
-    options.source.ownership = ownership(arguments, options.source.ownership);
+    options.source.ownership = ownership(arguments, options.source.ownership)?;
+    options.source.whiteouts = arguments.whiteouts.is_some();
+    options.source.size_limit = arguments.max_size.unwrap_or(u64::MAX);
     options.pipeline.effort.level = arguments.level;
     options.pipeline.threads = arguments.threads;
     options.use_index = !arguments.no_index;
@@ -95,12 +120,19 @@ fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
     Ok(options)
 }
 
-fn ownership(arguments: &Arguments, default: Ownership) -> Ownership {
-    if arguments.keep_owner {
-        return Ownership { uid: None, gid: None, ..default };
-    }
-    let (uid, gid) = (arguments.uid.unwrap_or(default.implied.0), arguments.gid.unwrap_or(default.implied.1));
-    Ownership { uid: Some(uid), gid: Some(gid), implied: (uid, gid) }
+fn ownership(arguments: &Arguments, default: Ownership) -> Result<Ownership> {
+    let implied = (arguments.uid.unwrap_or(default.implied.0), arguments.gid.unwrap_or(default.implied.1));
+    let map = |file: &Option<PathBuf>, id| match file {
+        Some(file) => read_map(file),
+        None if arguments.keep_owner => Ok(IdMap::default()),
+        None => Ok(IdMap::constant(id)),
+    };
+    Ok(Ownership { uid: map(&arguments.uid_map, implied.0)?, gid: map(&arguments.gid_map, implied.1)?, implied })
+}
+
+fn read_map(file: &Path) -> Result<IdMap> {
+    let text = fs::read_to_string(file).at(file)?;
+    text.parse().map_err(|error: Error| Error::invalid(file.display().to_string(), error.to_string()))
 }
 
 fn open(path: &PathBuf) -> Result<Input> {

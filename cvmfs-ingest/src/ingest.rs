@@ -5,6 +5,7 @@ use std::time::Instant;
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::Result;
+use cvmfs_core::idmap::IdMap;
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Progress, Unit};
@@ -40,7 +41,13 @@ impl Options {
                 base_dir,
                 delete: Vec::new(),
                 catalog: false,
-                ownership: Ownership { uid: Some(owner.uid), gid: Some(owner.gid), implied: (owner.uid, owner.gid) },
+                ownership: Ownership {
+                    uid: IdMap::constant(owner.uid),
+                    gid: IdMap::constant(owner.gid),
+                    implied: (owner.uid, owner.gid),
+                },
+                whiteouts: false,
+                size_limit: u64::MAX,
                 xattrs: config.xattrs,
                 mtime_nanoseconds: config.mtime_nanoseconds,
                 now,

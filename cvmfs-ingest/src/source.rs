@@ -1,15 +1,18 @@
 //! Tarballs as a stream of changes.
 //!
-//! Paths to remove come first, then the base directory, then the archives' entries in their order.
+//! Paths to remove come first, then the base directory, then the archives' entries in their order. An archive can be a
+//! layer, whose whiteouts hide what is below it.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use cvmfs_core::catalog::MARKER;
-use cvmfs_core::change::{Change, ChangeSource, Content, Metadata};
+use cvmfs_core::change::{Change, ChangeSource, Content, Metadata, Origin};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::entry::{Mtime, Special, device_number};
 use cvmfs_core::error::{Error, Result};
+use cvmfs_core::idmap::IdMap;
 use cvmfs_core::path::{PathHash, RepoPath, display};
 use cvmfs_core::xattr::Xattrs;
 
@@ -17,6 +20,10 @@ use crate::archive::{self, Archive, ArchiveError, Entry, EntryKind};
 
 /// Top-level directory that publishing generates and users cannot change.
 const GENERATED: &[u8] = b".cvmfs";
+/// What the names of whiteouts begin with.
+const WHITEOUT: &[u8] = b".wh.";
+/// The name of the whiteout that hides all that is in its directory.
+const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// A tarball to be read, compressed or not.
 pub struct Input {
@@ -33,12 +40,12 @@ impl std::fmt::Debug for Input {
 }
 
 /// Who owns the entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ownership {
-    /// The owner of everything; `None` keeps what the archive says.
-    pub uid: Option<u32>,
-    /// The group of everything; `None` keeps what the archive says.
-    pub gid: Option<u32>,
+    /// What becomes of the archive's owners.
+    pub uid: IdMap,
+    /// What becomes of the archive's groups.
+    pub gid: IdMap,
     /// Owner and group of directories that have to be made and that no archive names.
     pub implied: (u32, u32),
 }
@@ -55,6 +62,11 @@ pub struct Options {
     pub catalog: bool,
     /// Who owns the entries.
     pub ownership: Ownership,
+    /// Whether archives are image layers: entries whose names begin with `.wh.` hide what is in the repository and in
+    /// earlier archives, as the OCI image format defines it.
+    pub whiteouts: bool,
+    /// Bytes that each archive may have, uncompressed.
+    pub size_limit: u64,
     /// Whether extended attributes are taken.
     pub xattrs: bool,
     /// Whether times are taken to the nanosecond.
@@ -69,12 +81,20 @@ pub struct TarSource {
     /// Changes that come before the next entry.
     queue: VecDeque<Change>,
     inputs: VecDeque<Input>,
-    current: Option<(String, Archive<Box<dyn Read + Send>>)>,
+    current: Option<Current>,
     /// Directories that exist for sure, and other entries of the archives, so that impossible paths are noticed where
     /// they come up.
     directories: HashSet<PathHash>,
     files: HashSet<PathHash>,
     warnings: Vec<String>,
+}
+
+/// The archive that is being read.
+struct Current {
+    name: Arc<str>,
+    archive: Archive<Box<dyn Read + Send>>,
+    /// Where the last entry begins.
+    offset: u64,
 }
 
 impl std::fmt::Debug for TarSource {
@@ -122,7 +142,8 @@ impl TarSource {
     fn open_next(&mut self) -> Result<bool> {
         let Some(Input { name, reader }) = self.inputs.pop_front() else { return Ok(false) };
         let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, &error))?;
-        self.current = Some((name, Archive::new(reader)));
+        let archive = Archive::with_limit(reader, self.options.size_limit);
+        self.current = Some(Current { name: name.into(), archive, offset: 0 });
         Ok(true)
     }
 
@@ -140,6 +161,9 @@ impl TarSource {
         if path.is_root() {
             // The archive's idea of its top directory does not change the root of the repository.
             return Ok(());
+        }
+        if self.options.whiteouts && self.is_whiteout(&path) {
+            return self.queue_whiteout(&path, &place);
         }
         self.check_place(&path, &entry.kind, &place)?;
         self.ensure_ancestors(&path);
@@ -179,13 +203,40 @@ impl TarSource {
             self.directories.insert(path.path_hash());
         } else {
             if self.directories.remove(&path.path_hash()) {
-                // What was below it is gone: directories would have to be made again, files are in nobody's way.
-                self.directories = HashSet::from([RepoPath::root().path_hash()]);
-                self.files.clear();
+                self.forget_places();
             }
             self.files.insert(path.path_hash());
         }
         self.queue.push_back(change);
+        Ok(())
+    }
+
+    /// After something is gone: directories would have to be made again, files are in nobody's way.
+    fn forget_places(&mut self) {
+        self.directories = HashSet::from([RepoPath::root().path_hash()]);
+        self.files.clear();
+    }
+
+    fn is_whiteout(&self, path: &RepoPath) -> bool {
+        let base = self.options.base_dir.components().count();
+        path.components().skip(base).any(|name| name.starts_with(WHITEOUT))
+    }
+
+    fn queue_whiteout(&mut self, path: &RepoPath, place: &Place<'_>) -> Result<()> {
+        let directory = path.parent().unwrap_or_default();
+        let name = path.name().strip_prefix(WHITEOUT).unwrap_or_default();
+        let hidden = if path.name() == OPAQUE {
+            Change::Opaque { path: directory }
+        } else if self.is_whiteout(&directory) || name.starts_with(WHITEOUT) {
+            // The union file system's own housekeeping, which never is in the tree.
+            return Ok(());
+        } else {
+            let path = directory.child(name).map_err(|_| place.refuse("a whiteout of nothing"))?;
+            refuse_generated(&path).map_err(|_| place.refuse("/.cvmfs is generated by publishing"))?;
+            Change::Whiteout { path }
+        };
+        self.forget_places();
+        self.queue.push_back(hidden);
         Ok(())
     }
 
@@ -227,10 +278,7 @@ impl TarSource {
     }
 
     fn metadata(&mut self, entry: &Entry, place: &Place<'_>) -> Result<Metadata> {
-        let owner = |forced: Option<u32>, id: u64| match forced {
-            Some(forced) => Ok(forced),
-            None => u32::try_from(id).map_err(|_| place.refuse(&format!("owner {id} is too large"))),
-        };
+        let owner = |map: &IdMap, id: u64| map.map(id).ok_or_else(|| place.refuse(&format!("owner {id} is too large")));
         let nanoseconds = entry.mtime.nanoseconds.filter(|_| self.options.mtime_nanoseconds);
         let mut xattrs = Xattrs::new();
         if self.options.xattrs {
@@ -247,8 +295,8 @@ impl TarSource {
         }
         Ok(Metadata {
             permissions: u32::from(entry.mode),
-            uid: owner(self.options.ownership.uid, entry.uid)?,
-            gid: owner(self.options.ownership.gid, entry.gid)?,
+            uid: owner(&self.options.ownership.uid, entry.uid)?,
+            gid: owner(&self.options.ownership.gid, entry.gid)?,
             mtime: Mtime { seconds: entry.mtime.seconds, nanoseconds },
             xattrs,
         })
@@ -283,7 +331,7 @@ impl ChangeSource for TarSource {
             if let Some(change) = self.queue.pop_front() {
                 return Ok(Some(change));
             }
-            let Some((name, archive)) = &mut self.current else {
+            let Some(Current { name, archive, offset }) = &mut self.current else {
                 if self.open_next()? {
                     continue;
                 }
@@ -291,7 +339,8 @@ impl ChangeSource for TarSource {
             };
             match archive.next().map_err(|error| in_archive(name, &error))? {
                 Some(entry) => {
-                    let name = name.clone();
+                    *offset = entry.offset;
+                    let name = Arc::clone(name);
                     self.queue_entry(&name, entry)?;
                 }
                 None => self.current = None,
@@ -299,9 +348,14 @@ impl ChangeSource for TarSource {
         }
     }
 
+    fn origin(&self) -> Option<Origin> {
+        let Current { name, offset, .. } = self.current.as_ref()?;
+        Some(Origin { source: Arc::clone(name), offset: Some(*offset) })
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.current {
-            Some((name, archive)) => archive
+            Some(Current { name, archive, .. }) => archive
                 .read(buffer)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, in_archive(name, &error))),
             None => Ok(0),

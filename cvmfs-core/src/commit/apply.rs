@@ -144,9 +144,21 @@ impl Pass<'_> {
 
     /// Applies one row of the change set.
     fn apply(&mut self, pending: Pending) -> Result<()> {
-        let Pending { path, op, cleared, inode } = pending;
-        let Some(parent) = path.parent() else { return self.apply_to_root(op, cleared) };
-        if !self.descend(&parent, &op)? {
+        let parent = pending.path.parent().unwrap_or_default();
+        while !parent.starts_with(&self.frame().path) {
+            self.close_frame()?;
+        }
+        let origin = pending.origin.clone();
+        self.apply_below(&parent, pending).map_err(|error| error.from_origin(origin.as_ref()))
+    }
+
+    /// Applies a row whose parent is in or below the innermost directory.
+    fn apply_below(&mut self, parent: &RepoPath, pending: Pending) -> Result<()> {
+        let Pending { path, op, cleared, inode, .. } = pending;
+        if path.is_root() {
+            return self.apply_to_root(op, cleared);
+        }
+        if !self.descend(parent, &op)? {
             return Ok(());
         }
         if let Some(unmentioned) = &mut self.frame().unmentioned {
@@ -193,13 +205,10 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Makes `directory` the innermost frame, closing others and opening those on the way.
+    /// Makes `directory`, which is in or below the innermost one, the innermost one.
     ///
     /// Returns `false` if it does not exist and nothing needs it: what is to be removed below it is not there.
     fn descend(&mut self, directory: &RepoPath, op: &Op) -> Result<bool> {
-        while !directory.starts_with(&self.frame().path) {
-            self.close_frame()?;
-        }
         let depth = self.frame().path.components().count();
         let below: Vec<Vec<u8>> = directory.components().skip(depth).map(<[u8]>::to_vec).collect();
         for name in below {
@@ -209,7 +218,7 @@ impl Pass<'_> {
                 Some(row) if row.entry.is_directory() => self.enter(&path, &row, true, false)?,
                 None | Some(_) if matches!(op, Op::Remove | Op::Keep) => return Ok(false),
                 Some(_) => return Err(Error::invalid(directory.to_string(), format!("{path} is not a directory"))),
-                None => return Err(Error::not_found(format!("directory {path}"))),
+                None => return Err(Error::invalid(directory.to_string(), format!("there is no directory {path}"))),
             }
         }
         Ok(true)

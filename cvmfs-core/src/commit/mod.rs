@@ -14,6 +14,7 @@ mod finish;
 mod journal;
 mod lock;
 mod prepare;
+mod rehearsal;
 mod revision;
 mod totals;
 
@@ -40,13 +41,14 @@ use crate::tree::Tree;
 pub use apply::Entries;
 pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
+pub use rehearsal::Rehearsal;
 pub use revision::{NewRoot, store_stock};
 
 /// Age in seconds from which files of a run that left no other trace are taken for abandoned: two days.
 const ABANDONED_SECONDS: i64 = 2 * 86_400;
 
 /// Everything that changing one repository takes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Publisher {
     /// The repository's configuration.
     pub config: RepositoryConfig,
@@ -122,6 +124,11 @@ impl Publisher {
     /// The storage for reading.
     pub fn read_store(&self) -> Arc<dyn ReadStore> {
         Arc::clone(&self.store) as Arc<dyn ReadStore>
+    }
+
+    /// A publisher on top of this one that changes nothing, to see what would happen.
+    pub fn rehearsal(&self) -> Result<Rehearsal> {
+        Rehearsal::of(self)
     }
 
     /// A directory for databases under construction.
@@ -323,7 +330,7 @@ fn free_automatic_name(history: &History, now: UnixSeconds) -> Result<String> {
 /// A base that a garbage collection has removed cannot be compared with.
 fn explain_missing_base(error: Error, changes: &ChangeSet) -> Error {
     match error {
-        Error::NotFound { what } => {
+        Error::MissingObject { what } => {
             let reason = format!("the revision that it was made for is gone ({what}); run again");
             Error::conflict(format!("{changes:?}"), reason)
         }

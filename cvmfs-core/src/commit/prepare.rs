@@ -22,7 +22,7 @@ const DIRTAB_MAX: u64 = 1 << 20;
 /// # Errors
 /// `Conflict` naming the first such path.
 pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut Tree) -> Result<()> {
-    changes.for_each(|Pending { path, op, cleared, .. }| {
+    changes.for_each(|Pending { path, op, cleared, origin, .. }| {
         let (before, now) = (base.find(&path)?, head.find(&path)?);
         let is_directory = |row: &Option<Row>| row.as_ref().is_some_and(|row| row.entry.is_directory());
         let differs = match op {
@@ -36,10 +36,8 @@ pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut T
         let agrees = matches!((&op, &now), (Op::Put(entry), Some(row)) if row.entry == *entry)
             || matches!((&op, &now), (Op::Remove, None));
         if differs && !agrees {
-            return Err(Error::conflict(
-                path.to_string(),
-                "another commit changed it meanwhile; run again to apply to the new head",
-            ));
+            let reason = "another commit changed it meanwhile; run again to apply to the new head";
+            return Err(Error::conflict(path.to_string(), reason).from_origin(origin.as_ref()));
         }
         Ok(())
     })
@@ -85,9 +83,9 @@ fn same_tree(top: &RepoPath, base: &mut Tree, head: &mut Tree) -> Result<bool> {
 pub(super) fn resolve_links(changes: &mut ChangeSet, head: &mut Tree) -> Result<()> {
     // By one name of each file, whichever of its names the links name.
     let mut links: BTreeMap<RepoPath, (Row, Vec<RepoPath>)> = BTreeMap::new();
-    changes.for_each(|Pending { path, op, .. }| {
+    changes.for_each(|Pending { path, op, origin, .. }| {
         if let Op::LinkToExisting(target) = op {
-            let row = find_target(&path, &target, head)?;
+            let row = find_target(&path, &target, head).map_err(|error| error.from_origin(origin.as_ref()))?;
             let first = first_name(target, &row, head)?;
             links.entry(first).or_insert_with(|| (row, Vec::new())).1.push(path);
         }

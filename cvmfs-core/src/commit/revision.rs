@@ -155,7 +155,7 @@ impl Publisher {
         }
     }
 
-    fn checksum_files(&self) -> (PathBuf, PathBuf) {
+    pub(super) fn checksum_files(&self) -> (PathBuf, PathBuf) {
         (self.config.spool.join("reflog.chksum"), self.config.spool.join("reflog.chksum.new"))
     }
 }

@@ -211,9 +211,11 @@ pub(crate) fn remove_old_files(directory: &Path, before: UnixSeconds) -> Result<
         let path = entry.at(directory)?.path();
         // A file that goes meanwhile is not ours to remove.
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        if metadata.is_file() && metadata.mtime() < before.0 && fs::remove_file(&path).is_ok() {
-            removed += 1;
+        if metadata.mtime() >= before.0 {
+            continue;
         }
+        let gone = if metadata.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed += u64::from(gone.is_ok());
     }
     Ok(removed)
 }

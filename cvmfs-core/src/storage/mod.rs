@@ -3,7 +3,7 @@
 //! ```text
 //! ReadStore ◄── WriteStore        serving and reading take the first, publishing and replicating the second
 //!     ▲             ▲
-//!   http      local, memory
+//!   http      local, memory, one on top of another
 //! ```
 //!
 //! Backends are dumb: they move bytes under [`Key`]s and promise what the traits say. Nothing a store returns is
@@ -11,6 +11,7 @@
 //! makes a storage path from strings.
 
 pub mod conformance;
+mod layered;
 mod local;
 mod memory;
 
@@ -21,6 +22,7 @@ use crate::clock::UnixSeconds;
 use crate::error::Result;
 use crate::hash::ObjectId;
 
+pub use layered::LayeredStore;
 pub use local::LocalStore;
 pub(crate) use local::remove_old_files;
 pub use memory::MemoryStore;

@@ -38,6 +38,14 @@ pub enum ArchiveError {
         /// The feature in words.
         what: String,
     },
+    /// More than the caller wants to read.
+    #[error("{at}: the archive has more than {limit} bytes uncompressed")]
+    TooLarge {
+        /// How far reading came, or the entry that is too large.
+        at: Position,
+        /// The caller's limit.
+        limit: u64,
+    },
     /// Compressed data that is damaged, incomplete or followed by something else.
     #[error("{at}: cannot decompress {format} data")]
     Decompression {
@@ -111,6 +119,7 @@ impl ArchiveError {
             Self::Truncated { at, .. }
             | Self::Malformed { at, .. }
             | Self::Unsupported { at, .. }
+            | Self::TooLarge { at, .. }
             | Self::Decompression { at, .. }
             | Self::Io { at, .. } => {
                 at.path.get_or_insert_with(|| entry.to_vec());
@@ -126,6 +135,7 @@ impl From<ArchiveError> for io::Error {
             ArchiveError::Truncated { .. } => io::ErrorKind::UnexpectedEof,
             ArchiveError::Malformed { .. } => io::ErrorKind::InvalidData,
             ArchiveError::Unsupported { .. } => io::ErrorKind::Unsupported,
+            ArchiveError::TooLarge { .. } => io::ErrorKind::FileTooLarge,
             ArchiveError::Decompression { source, .. } | ArchiveError::Io { source, .. } => source.kind(),
         };
         Self::new(kind, error)

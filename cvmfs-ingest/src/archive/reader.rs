@@ -13,7 +13,7 @@ use super::parts::{Extensions, Parts};
 use super::pax::{MAX_HEADER_SIZE, Records};
 use super::sparse::{self, Run, SparseFile};
 use super::stream::{Stream, padded};
-use super::{ArchiveError, Entry, EntryKind, Result};
+use super::{ArchiveError, Entry, EntryKind, Position, Result};
 
 /// Longest GNU long name in bytes; Linux has paths of 4 KiB.
 const MAX_NAME_SIZE: u64 = 1 << 20;
@@ -31,6 +31,8 @@ pub struct Archive<R> {
     global: Records,
     /// Whether any PAX header was seen: only then may hard links have content.
     is_pax: bool,
+    /// Bytes of the files so far, holes included.
+    content: u64,
 }
 
 enum State {
@@ -56,11 +58,17 @@ struct Body {
 impl<R: Read> Archive<R> {
     /// Begins at the first byte of `input`. Nothing is read yet.
     pub fn new(input: R) -> Self {
+        Self::with_limit(input, u64::MAX)
+    }
+
+    /// The same for an archive that may have at most `limit` bytes: its own, and those of its files with their holes.
+    pub fn with_limit(input: R, limit: u64) -> Self {
         Self {
-            stream: Stream::new(input),
+            stream: Stream::new(input, limit),
             state: State::Within(Body::default()),
             global: Records::default(),
             is_pax: false,
+            content: 0,
         }
     }
 
@@ -69,8 +77,8 @@ impl<R: Read> Archive<R> {
     /// Content of the previous entry that was not read is skipped. An empty stream is an archive without entries.
     ///
     /// # Errors
-    /// `Malformed`, `Truncated` or `Unsupported` for what this archive cannot be read beyond, `Decompression` and
-    /// `Io` for failures of the input. After an error all further calls fail.
+    /// `Malformed`, `Truncated`, `Unsupported` or `TooLarge` for what this archive cannot be read beyond,
+    /// `Decompression` and `Io` for failures of the input. After an error all further calls fail.
     #[expect(clippy::should_implement_trait, reason = "entries are lent: content is read from the archive itself")]
     pub fn next(&mut self) -> Result<Option<Entry>> {
         let body = match std::mem::replace(&mut self.state, State::Failed) {
@@ -237,6 +245,13 @@ impl<R: Read> Archive<R> {
         };
         if matches!(kind, EntryKind::File { size } if size > MAX_FILE_SIZE) {
             return Err(parts.malformed("the file is larger than files can be"));
+        }
+        if let EntryKind::File { size } = kind {
+            self.content = self.content.saturating_add(size);
+            if self.content > self.stream.limit() {
+                let at = Position::new(at, &parts.path);
+                return Err(ArchiveError::TooLarge { at, limit: self.stream.limit() });
+            }
         }
         // Upstream: libarchive, Go and Python ignore the size of what can have no content, as POSIX has it: some
         // writers record the size of the directory or of the link's target there.

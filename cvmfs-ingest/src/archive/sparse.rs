@@ -313,7 +313,7 @@ mod tests {
     fn leading_map(text: &str, mut stored: u64) -> Result<(Vec<Region>, u64)> {
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(bytes.len().next_multiple_of(BLOCK_SIZE), 0);
-        let mut stream = Stream::new(&bytes[..]);
+        let mut stream = Stream::new(&bytes[..], u64::MAX);
         Ok((read_leading_map(&mut stored, 0, &mut stream)?, stored))
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Stream<R> {
     input: BufReader<R>,
     /// Bytes taken so far, without `unread`.
     offset: u64,
+    /// Bytes that may be taken at most.
+    limit: u64,
     unread: Option<Block>,
 }
 
@@ -27,13 +29,18 @@ pub(super) fn padded(length: u64) -> Option<u64> {
 }
 
 impl<R: Read> Stream<R> {
-    pub(super) fn new(input: R) -> Self {
-        Self { input: BufReader::with_capacity(BUFFER_SIZE, input), offset: 0, unread: None }
+    pub(super) fn new(input: R, limit: u64) -> Self {
+        Self { input: BufReader::with_capacity(BUFFER_SIZE, input), offset: 0, limit, unread: None }
     }
 
     /// Position of the next byte.
     pub(super) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Bytes that may be taken at most.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Reads the next block; `None` if the stream ends before it.
@@ -87,6 +94,9 @@ impl<R: Read> Stream<R> {
             match read(&mut self.input) {
                 Ok(count) => {
                     self.offset += count as u64;
+                    if self.offset > self.limit {
+                        return Err(ArchiveError::TooLarge { at: self.offset.into(), limit: self.limit });
+                    }
                     return Ok(count);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -138,7 +148,7 @@ mod tests {
     #[test]
     fn counts_what_it_reads_and_puts_back() {
         let bytes = [7; 3 * BLOCK_SIZE + 1];
-        let mut stream = Stream::new(&bytes[..]);
+        let mut stream = Stream::new(&bytes[..], u64::MAX);
         let block = stream.block("test").unwrap().unwrap();
         assert_eq!(stream.offset(), 512);
         stream.unread(&block);
@@ -152,7 +162,7 @@ mod tests {
 
     #[test]
     fn tells_a_clean_end_from_a_torn_one() {
-        let mut stream = Stream::new(&[0; 512][..]);
+        let mut stream = Stream::new(&[0; 512][..], u64::MAX);
         assert!(stream.block("test").unwrap().is_some());
         assert!(stream.block("test").unwrap().is_none());
         assert!(stream.skip(0, "test").is_ok());
