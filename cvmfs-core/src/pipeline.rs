@@ -134,6 +134,8 @@ pub fn run(
         let mut reader = Reader { source, shared: &shared, workers, recorder: &mut recorder, next: 0 };
         reader.run(cancel).inspect_err(|_| shared.mailbox().closed = true)
     });
+    // Whoever is asked to stop may find the input cut off.
+    cancel.check()?;
     // A failed worker is why the reader stopped, if one did.
     recorder.take(mem::take(&mut shared.mailbox().results))?;
     read?;

@@ -104,18 +104,47 @@ fn impossible_entries_are_refused_where_they_stand() {
 fn impossible_entries_for_this_repository_are_refused() {
     let repo = Repo::with_content();
     for (archive, fragments) in [
-        (Tar::new().file("dir/file/below", b"").end(), ["/dir/file", "directory"]),
-        (Tar::new().dir("dir/file/below").end(), ["/dir/file", "directory"]),
-        (Tar::new().file("link/below", b"").end(), ["/link", "directory"]),
-        (Tar::new().link("l", "nothing").end(), ["/l", "/nothing"]),
-        (Tar::new().link("l", "link/file").end(), ["/l", "/link/file"]),
-        (Tar::new().link("l", "nested/sub/nothing").end(), ["/l", "/nested/sub/nothing"]),
-        (Tar::new().link("l", "nested").end(), ["/l", "directory"]),
-        (Tar::new().dir("fresh").link("l", "fresh/nothing").end(), ["/l", "/fresh/nothing"]),
-        (Tar::new().symlink("s", "dir").link("d/.cvmfscatalog", "s").end(), [".cvmfscatalog", "regular file"]),
+        (Tar::new().file("dir/file/below", b"").end(), ["byte 0:", "/dir/file", "directory"]),
+        (Tar::new().dir("dir/file/below").end(), ["byte 0:", "/dir/file", "directory"]),
+        (Tar::new().file("link/below", b"").end(), ["byte 0:", "/link", "directory"]),
+        (Tar::new().link("l", "nothing").end(), ["byte 0:", "/l", "/nothing"]),
+        (Tar::new().link("l", "link/file").end(), ["byte 0:", "/l", "/link/file"]),
+        (Tar::new().link("l", "nested/sub/nothing").end(), ["byte 0:", "/l", "/nested/sub/nothing"]),
+        (Tar::new().link("l", "nested").end(), ["byte 0:", "/l", "directory"]),
+        (Tar::new().dir("fresh").link("l", "fresh/nothing").end(), ["byte 512:", "/l", "/fresh/nothing"]),
+        (
+            Tar::new().symlink("s", "dir").link("d/.cvmfscatalog", "s").end(),
+            ["byte 512:", ".cvmfscatalog", "regular file"],
+        ),
     ] {
-        let path = repo.archive(&archive);
-        repo.fails(&["--tar", &path], 1, &fragments);
+        repo.refuses(&archive, &[], 1, &fragments);
+    }
+}
+
+#[test]
+fn an_archive_may_not_be_larger_than_the_limit() {
+    let repo = Repo::with_content();
+    let limit = &["--max-size", "1M"];
+    let large = Tar::new().file("first", b"x").file("large", &vec![7; 2 << 20]).end();
+    let mut padded = Tar::new().file("first", b"x").end();
+    padded.resize(2 << 20, 0);
+    let many = (0..3000).fold(Tar::new(), |tar, number| tar.dir(&format!("d{number}"))).end();
+    for (name, archive) in [("plain", large.clone())].into_iter().chain(compressed(&large)) {
+        repo.refuses(&archive, limit, 1, &["entry large at byte", "more than 1048576 bytes", ""]);
+        repo.accepts(&archive, &["--max-size", "3M", "--base-dir", name]);
+    }
+    repo.refuses(&many, limit, 1, &["at byte 1048", "more than 1048576 bytes"]);
+    for (_, archive) in compressed(&padded) {
+        repo.refuses(&archive, limit, 1, &["more than 1048576 bytes"]);
+    }
+    // Holes take no room in the archive.
+    let sparse = Tar::new()
+        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1000000000000")])
+        .file("holes", &[&b"1\n0\n1\n"[..], &[0; 506], b"x"].concat())
+        .end();
+    repo.refuses(&sparse, limit, 1, &["entry holes at byte", "more than 1048576 bytes"]);
+    for size in ["1X", "-1", "", "20000000T"] {
+        repo.run(&["--tar", "-", &format!("--max-size={size}")]).expect(2, &["bytes"]);
     }
 }
 

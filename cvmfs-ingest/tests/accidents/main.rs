@@ -11,6 +11,8 @@
 
 mod archives;
 mod hardlinks;
+mod layers;
+mod owners;
 mod place;
 mod repository;
 mod signals;

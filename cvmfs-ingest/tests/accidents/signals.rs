@@ -22,6 +22,10 @@ fn a_signal_in_the_middle_loses_nothing() {
         assert_ne!(run.code, Some(0), "{run:?}");
         assert!(repo.manifest() == before);
         repo.verify();
+        if signal != "-KILL" {
+            assert!(run.err.contains("nothing was published"), "{run:?}");
+            assert_eq!(repo.leftovers(), Vec::<std::path::PathBuf>::new());
+        }
         // A later run works beside what is left; who is killed cannot clean up.
         repo.ingest(&Tar::new().file(&format!("after{signal}"), b"x").end(), &[]).expect(0, &[]);
         repo.verify();
