@@ -75,6 +75,13 @@ pub enum Mount {
     Bind,
 }
 
+impl Mount {
+    /// Whether the directory has a catalog of its own.
+    pub const fn is_catalog(self) -> bool {
+        matches!(self, Self::Mountpoint | Self::Root)
+    }
+}
+
 /// The content of a regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileContent {

@@ -3,6 +3,7 @@
 //! ```text
 //! ChangeSource ─► pipeline ─► ChangeSet ─► commit ─► new revision      writing
 //! Repository ─► Tree ─► entries and content, all verified              reading
+//! Tree, Tree ─► diff ─► differences, or the changes that undo them      comparing
 //! ```
 //!
 //! This crate knows no command line, terminal, environment or clock (but for the feature `cli`, which the binaries
@@ -58,8 +59,10 @@ pub mod trust;
 pub mod change;
 pub mod changeset;
 pub mod commit;
+pub mod diff;
 pub mod idmap;
 pub mod known;
+pub mod listing;
 pub mod pipeline;
 pub mod repository;
 pub mod server;

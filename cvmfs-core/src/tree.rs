@@ -47,7 +47,7 @@ impl Tree {
     ///
     /// # Errors
     /// Also `Malformed` if the catalog is for another place in the tree.
-    fn catalog(&mut self, hash: ContentHash, mount: &RepoPath) -> Result<Rc<Catalog>> {
+    pub(crate) fn catalog(&mut self, hash: ContentHash, mount: &RepoPath) -> Result<Rc<Catalog>> {
         let entry = match self.open.iter().position(|(open, at, _)| *open == hash && at == mount) {
             Some(index) => self.open.remove(index),
             None => {
@@ -66,22 +66,24 @@ impl Tree {
         Ok(catalog)
     }
 
-    /// The catalog that has the entries of directory `path`, or where they would be.
-    fn catalog_of(&mut self, path: &RepoPath) -> Result<Rc<Catalog>> {
+    /// The catalog that has the entries of directory `path`, or where they would be, with its hash.
+    pub(crate) fn catalog_of(&mut self, path: &RepoPath) -> Result<(ContentHash, Rc<Catalog>)> {
+        let mut hash = self.root;
         let mut catalog = self.root_catalog()?;
         let mut below = path.ancestors();
         below.push(path.clone());
         for directory in below.iter().skip(1) {
             if let Some(nested) = catalog.nested_at(directory)? {
-                catalog = self.catalog(nested.hash, directory)?;
+                hash = nested.hash;
+                catalog = self.catalog(hash, directory)?;
             }
         }
-        Ok(catalog)
+        Ok((hash, catalog))
     }
 
     /// Finds an entry; the root row for a directory with a catalog of its own.
     pub fn find(&mut self, path: &RepoPath) -> Result<Option<Row>> {
-        self.catalog_of(path)?.find(path)
+        self.catalog_of(path)?.1.find(path)
     }
 
     /// Finds an entry that must be there.
@@ -94,7 +96,7 @@ impl Tree {
 
     /// Lists a directory, sorted by name.
     pub fn list(&mut self, directory: &RepoPath) -> Result<Vec<Row>> {
-        self.catalog_of(directory)?.list(directory)
+        self.catalog_of(directory)?.1.list(directory)
     }
 
     /// Calls `visit` for an entry and everything below it, a directory before its content.

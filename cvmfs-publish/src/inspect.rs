@@ -4,10 +4,11 @@ use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::entry::{Entry, EntryKind, FileObjects, Mount, Special};
+use cvmfs_core::entry::{EntryKind, FileObjects};
 use cvmfs_core::error::{Error, Result};
+use cvmfs_core::listing::Listed;
 use cvmfs_core::object::read_error;
-use cvmfs_core::path::{RepoPath, RepositoryName, display};
+use cvmfs_core::path::{RepoPath, RepositoryName};
 use cvmfs_core::repository::Repository;
 use cvmfs_core::storage::ReadStore;
 use cvmfs_core::tree::Tree;
@@ -77,74 +78,6 @@ pub fn info(repository: &Repository, now: UnixSeconds) -> Result<Info> {
         catalogs: 1 + total.nested,
         file_bytes: total.file_size,
     })
-}
-
-/// One line of a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Listed {
-    /// The path, escaped where it is not printable.
-    pub path: String,
-    /// `file`, `directory`, `symlink`, `fifo`, `socket`, `character device` or `block device`.
-    pub kind: &'static str,
-    /// Permission bits in octal.
-    pub mode: String,
-    /// Link count.
-    pub links: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Plain bytes, length of a link target, or device number.
-    pub size: u64,
-    /// Seconds since 1970.
-    pub mtime: i64,
-    /// Nanoseconds of that, if recorded.
-    pub mtime_nanoseconds: Option<u32>,
-    /// Target of a symbolic link.
-    pub target: Option<String>,
-    /// Objects of a file.
-    pub objects: Vec<String>,
-    /// Whether the directory has a catalog of its own.
-    pub nested_catalog: bool,
-    /// Names of extended attributes.
-    pub xattrs: Vec<String>,
-}
-
-impl Listed {
-    fn new(path: &RepoPath, links: u32, entry: &Entry) -> Self {
-        let kind = match &entry.kind {
-            EntryKind::Directory(_) => "directory",
-            EntryKind::File(_) => "file",
-            EntryKind::Symlink { .. } => "symlink",
-            EntryKind::Special(Special::Fifo) => "fifo",
-            EntryKind::Special(Special::Socket) => "socket",
-            EntryKind::Special(Special::CharacterDevice(_)) => "character device",
-            EntryKind::Special(Special::BlockDevice(_)) => "block device",
-        };
-        let objects = match &entry.kind {
-            EntryKind::File(file) => file.parts().iter().map(|(id, _)| id.to_string()).collect(),
-            _ => Vec::new(),
-        };
-        let target = match &entry.kind {
-            EntryKind::Symlink { target } => Some(display(target)),
-            _ => None,
-        };
-        Self {
-            path: path.to_string(),
-            kind,
-            mode: format!("{:04o}", entry.permissions),
-            links,
-            uid: entry.uid,
-            gid: entry.gid,
-            size: entry.size_column(),
-            mtime: entry.mtime.seconds,
-            mtime_nanoseconds: entry.mtime.nanoseconds,
-            target,
-            objects,
-            nested_catalog: matches!(entry.kind, EntryKind::Directory(Mount::Root | Mount::Mountpoint)),
-            xattrs: entry.xattrs.iter().map(|(key, _)| display(key)).collect(),
-        }
-    }
 }
 
 /// Lists a directory, or one other entry; with `recursive` everything below it, too.

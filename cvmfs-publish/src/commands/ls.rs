@@ -1,7 +1,8 @@
 use cvmfs_core::cli::GlobalArgs;
 use cvmfs_core::error::Result;
+use cvmfs_core::listing::Listed;
 use cvmfs_core::path::RepoPath;
-use cvmfs_publish::inspect::{self, Listed};
+use cvmfs_publish::inspect;
 
 /// List a directory of a revision
 #[derive(Debug, clap::Args)]
