@@ -2,7 +2,7 @@
 //!
 //! Data goes to standard output, everything else to standard error. With `--json` standard output is one JSON document.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +13,8 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock::UnixSeconds;
+use crate::commit::Rehearsal;
+use crate::diff;
 use crate::error::{Error, IoContext as _, Result};
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Silent, Unit};
@@ -100,6 +102,30 @@ impl GlobalArgs {
             out.write_all(text.as_bytes())
         };
         written.and_then(|()| out.flush()).map_err(|error| Error::io(OUTPUT, error))
+    }
+
+    /// Prints what a rehearsal would have changed, and what it came to.
+    pub fn print_rehearsal(&self, rehearsal: &Rehearsal, now: UnixSeconds, outcome: &impl Serialize) -> Result<()> {
+        #[derive(Serialize)]
+        struct Document<'a, T> {
+            dry_run: bool,
+            changes: Vec<diff::Report>,
+            summary: diff::Summary,
+            outcome: &'a T,
+        }
+        let mut out = BufWriter::new(io::stdout().lock());
+        let mut changes = Vec::new();
+        let summary = rehearsal.differences(now, &mut |difference| {
+            if self.json {
+                changes.push(diff::Report::from(difference));
+                return Ok(());
+            }
+            writeln!(out, "{difference}").map_err(|error| Error::io(OUTPUT, error))
+        })?;
+        out.flush().map_err(|error| Error::io(OUTPUT, error))?;
+        drop(out);
+        let text = if summary.is_empty() { "nothing would change\n".into() } else { format!("would be: {summary}\n") };
+        self.print(&Document { dry_run: true, changes, summary, outcome }, &text)
     }
 
     /// Prints warnings for people.

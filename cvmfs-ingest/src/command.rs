@@ -96,10 +96,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let options = options(arguments, &publisher)?;
     let inputs = arguments.tar.iter().map(open).collect::<Result<_>>()?;
     let progress = global.progress();
-    let outcome = ingest(&publisher, inputs, &options, &*progress, &cancel_on_signals()?)?;
+    let rehearsal = arguments.dry_run.then(|| publisher.rehearsal(options.commit.now)).transpose()?;
+    let publisher = rehearsal.as_deref().unwrap_or(&publisher);
+    let outcome = ingest(publisher, inputs, &options, &*progress, &cancel_on_signals()?)?;
     drop(progress);
     global.warn(&outcome.commit.warnings);
-    global.print(&outcome, &summary(&outcome))
+    match &rehearsal {
+        Some(rehearsal) => global.print_rehearsal(rehearsal, options.commit.now, &outcome),
+        None => global.print(&outcome, &summary(&outcome)),
+    }
 }
 
 fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {

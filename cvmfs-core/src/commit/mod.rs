@@ -127,8 +127,8 @@ impl Publisher {
     }
 
     /// A publisher on top of this one that changes nothing, to see what would happen.
-    pub fn rehearsal(&self) -> Result<Rehearsal> {
-        Rehearsal::of(self)
+    pub fn rehearsal(&self, now: UnixSeconds) -> Result<Rehearsal> {
+        Rehearsal::of(self, now)
     }
 
     /// A directory for databases under construction.

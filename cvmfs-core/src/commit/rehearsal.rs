@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Publisher;
+use crate::clock::UnixSeconds;
+use crate::diff::{self, Difference, Side, Summary};
 use crate::error::{IoContext as _, Result};
+use crate::hash::ContentHash;
+use crate::repository::Selector;
 use crate::storage::{LayeredStore, LocalStore};
+use crate::tree::Tree;
 use crate::unique::unique_name;
 
 /// A publisher that does everything as the real one, down to the signed manifest, but on top of the repository instead
@@ -15,16 +20,19 @@ use crate::unique::unique_name;
 #[derive(Debug)]
 pub struct Rehearsal {
     publisher: Publisher,
-    directory: std::path::PathBuf,
+    directory: PathBuf,
+    /// The root catalog that the repository had in the beginning.
+    base: ContentHash,
 }
 
 impl Rehearsal {
-    pub(super) fn of(publisher: &Publisher) -> Result<Self> {
+    pub(super) fn of(publisher: &Publisher, now: UnixSeconds) -> Result<Self> {
+        let base = publisher.head(now)?.manifest().root_catalog;
         let directory = publisher.scratch()?.join(unique_name());
         let spool = directory.join("spool");
         fs::create_dir_all(&spool).at(&spool)?;
         // From here on the directory goes away whatever happens.
-        let mut rehearsal = Self { publisher: publisher.clone(), directory };
+        let mut rehearsal = Self { publisher: publisher.clone(), directory, base };
         rehearsal.publisher.config.spool.clone_from(&spool);
         let upper = LocalStore::create(rehearsal.directory.join("storage"))?;
         rehearsal.publisher.store = Arc::new(LayeredStore::new(upper, publisher.read_store()));
@@ -33,6 +41,18 @@ impl Rehearsal {
             copy_if_there(&file, &spool)?;
         }
         Ok(rehearsal)
+    }
+
+    /// Calls `visit` with everything that is different now, in tree order.
+    pub fn differences(&self, now: UnixSeconds, visit: &mut dyn FnMut(&Difference) -> Result<()>) -> Result<Summary> {
+        let mut before = Tree::new(self.read_store(), self.base, &self.scratch()?);
+        let mut after = self.head(now)?.tree(&Selector::Head)?;
+        let mut summary = Summary::default();
+        diff::diff(Side::whole(&mut before), Side::whole(&mut after), diff::Options::default(), &mut |difference| {
+            summary.add(&difference);
+            visit(&difference)
+        })?;
+        Ok(summary)
     }
 }
 

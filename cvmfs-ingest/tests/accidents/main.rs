@@ -14,6 +14,7 @@ mod hardlinks;
 mod layers;
 mod owners;
 mod place;
+mod rehearsal;
 mod repository;
 mod signals;
 mod support;
