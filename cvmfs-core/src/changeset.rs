@@ -6,6 +6,7 @@
 //! inspected, and can be put together from several sources.
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use rusqlite::Connection;
 use crate::change::{Change, Metadata, Origin};
 use crate::database::bytes;
 use crate::entry::{Chunk, Entry, EntryKind, FileContent, FileObjects, Mount, Mtime, RawKind};
-use crate::error::{DatabaseContext as _, Error, Result};
+use crate::error::{DatabaseContext as _, Error, IoContext as _, Result};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::xattr::Xattrs;
@@ -78,7 +79,8 @@ pub struct Summary {
 pub struct ChangeSet {
     connection: Connection,
     path: PathBuf,
-    uncommitted: u32,
+    /// Changes since the last commit to disk; `None` if there is to be one commit, at the end.
+    uncommitted: Option<u32>,
     next_inode: i64,
     /// Names of sources by number, and which of them rows come from now, at which offset.
     sources: Vec<Arc<str>>,
@@ -119,9 +121,10 @@ impl ChangeSet {
         Ok(set)
     }
 
-    /// Opens a change set that was made earlier.
+    /// Opens a change set that was made earlier. What is added is lost unless the set is closed.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut set = Self::connect(path)?;
+        let mut set = Self { uncommitted: None, ..Self::connect(path)? };
+        set.connection.execute_batch("PRAGMA synchronous = FULL").in_database(&path.display())?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
             set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
@@ -140,7 +143,7 @@ impl ChangeSet {
         Ok(Self {
             connection,
             path: path.to_owned(),
-            uncommitted: 0,
+            uncommitted: Some(0),
             next_inode: 1,
             sources: Vec::new(),
             source: None,
@@ -185,6 +188,26 @@ impl ChangeSet {
     pub fn close(self) -> Result<()> {
         self.connection.execute_batch("COMMIT").in_database(&self.path.display())?;
         self.connection.close().map_err(|(_, error)| error).in_database(&self.path.display())
+    }
+
+    /// The same, and it is there after a crash of the machine, too.
+    pub(crate) fn close_durably(self) -> Result<()> {
+        let path = self.path.clone();
+        self.connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").in_database(&path.display())?;
+        self.connection.close().map_err(|(_, error)| error).in_database(&path.display())?;
+        File::open(&path).and_then(|file| file.sync_all()).at(&path)
+    }
+
+    /// Does something with the set and undoes all changes to it.
+    pub(crate) fn undo_after<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let execute = |set: &Self, sql| set.connection.execute_batch(sql).in_database(&set.path.display());
+        // A commit to disk would end what is to be undone.
+        let uncommitted = self.uncommitted.take();
+        execute(self, "SAVEPOINT work")?;
+        let result = work(self);
+        execute(self, "ROLLBACK TO work; RELEASE work")?;
+        self.uncommitted = uncommitted;
+        result
     }
 
     /// Adds a change without content to be read; see [`put`](Self::put) for those with content.
@@ -435,10 +458,12 @@ impl ChangeSet {
     fn execute(&mut self, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
         let run = || self.connection.prepare_cached(sql)?.execute(parameters);
         run().in_database(&self.path.display())?;
-        self.uncommitted += 1;
-        if self.uncommitted == BATCH {
-            self.uncommitted = 0;
-            self.connection.execute_batch("COMMIT; BEGIN").in_database(&self.path.display())?;
+        if let Some(uncommitted) = &mut self.uncommitted {
+            *uncommitted += 1;
+            if *uncommitted == BATCH {
+                *uncommitted = 0;
+                self.connection.execute_batch("COMMIT; BEGIN").in_database(&self.path.display())?;
+            }
         }
         Ok(())
     }

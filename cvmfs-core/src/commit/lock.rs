@@ -15,7 +15,7 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::progress::Cancel;
 
 /// How often a taken lock is tried again.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// The exclusive right to change the head of a repository on this machine; given back when dropped.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ mod prepare;
 mod rehearsal;
 mod revision;
 mod totals;
+mod transaction;
 
 use std::fs;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
 pub use rehearsal::Rehearsal;
 pub use revision::{NewRoot, store_stock};
+pub use transaction::{About, Transaction};
 
 /// Age in seconds from which files of a run that left no other trace are taken for abandoned: two days.
 const ABANDONED_SECONDS: i64 = 2 * 86_400;
@@ -200,6 +202,7 @@ impl Publisher {
         progress.phase("commit", Unit::Catalogs, None);
 
         // 2. What the head lacks of what the change set was made for.
+        changes.set_origin(None)?;
         if head.manifest().root_catalog != changes.base()? {
             let mut base = Tree::new(self.read_store(), changes.base()?, &scratch);
             prepare::check_conflicts(changes, &mut base, &mut tree)

@@ -1,0 +1,223 @@
+//! Open transactions: changes of several commands that become one revision, or none.
+//!
+//! ```text
+//! spool/<fqrn>/transaction/about.json   who opened it, and when
+//!                          changes.db   the change set
+//!                          lock         held while a command adds changes, publishes or aborts
+//! ```
+//!
+//! An open transaction takes no lock that others want: other publishers go on, and the change set is applied to the
+//! head of the moment when it is published. What one command adds is there as a whole or not at all.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::lock::POLL;
+use super::{Options, Outcome, Publisher, Rehearsal};
+use crate::changeset::ChangeSet;
+use crate::clock::UnixSeconds;
+use crate::error::{Error, IoContext as _, Result};
+use crate::progress::{Cancel, Progress, Silent};
+use crate::unique::unique_name;
+
+/// What is known of an open transaction without looking at its changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// When it was opened, in seconds since 1970.
+    pub opened: i64,
+    /// Who opened it, in words.
+    pub opened_by: String,
+    /// The revision that was the head then.
+    pub revision: u64,
+    /// Its root catalog.
+    pub root_hash: String,
+}
+
+/// The exclusive right to add to an open transaction, to publish or to abort it.
+///
+/// Dropping the value drops what was added since it was taken.
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    publisher: &'a Publisher,
+    about: About,
+    changes: ChangeSet,
+    _lock: File,
+}
+
+impl Publisher {
+    fn transaction_directory(&self) -> PathBuf {
+        self.config.spool.join("transaction")
+    }
+
+    /// Opens a transaction; waits at most `patience` for another one to end.
+    ///
+    /// # Errors
+    /// `Conflict` if there is another one; those of [`Publisher::head`].
+    pub fn open_transaction(
+        &self,
+        now: UnixSeconds,
+        opened_by: String,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<About> {
+        let deadline = Instant::now() + patience;
+        while let Some(about) = self.transaction()? {
+            if Instant::now() >= deadline {
+                return Err(already_open(&about));
+            }
+            cancel.check()?;
+            thread::sleep(POLL);
+        }
+        let head = self.head(now)?;
+        let manifest = head.manifest();
+        let root_hash = manifest.root_catalog.to_string();
+        let about = About { opened: now.0, opened_by, revision: manifest.revision, root_hash };
+
+        let directory = self.scratch()?.join(unique_name());
+        fs::create_dir(&directory).at(&directory)?;
+        ChangeSet::create(&changes_in(&directory), manifest.root_catalog)?.close_durably()?;
+        write_durably(
+            &directory.join("about.json"),
+            &serde_json::to_vec(&about).map_err(|error| not_written(&error))?,
+        )?;
+        write_durably(&directory.join("lock"), b"")?;
+        let place = self.transaction_directory();
+        match rustix::fs::rename(&directory, &place) {
+            Ok(()) => sync_directory(&self.config.spool)?,
+            // Somebody else was faster.
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {
+                fs::remove_dir_all(&directory).at(&directory)?;
+                return Err(self.transaction()?.map_or_else(|| gone(&place), |about| already_open(&about)));
+            }
+            Err(error) => return Err(Error::io(place, error.into())),
+        }
+        Ok(about)
+    }
+
+    /// The open transaction, if there is one.
+    pub fn transaction(&self) -> Result<Option<About>> {
+        let file = self.transaction_directory().join("about.json");
+        match fs::read(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            bytes => {
+                let about = serde_json::from_slice(&bytes.at(&file)?);
+                about.map(Some).map_err(|error| Error::malformed(file.display().to_string(), error.to_string()))
+            }
+        }
+    }
+
+    /// Joins the open transaction; waits at most `patience` for another command that adds to it.
+    ///
+    /// # Errors
+    /// `NotFound` if none is open, `Conflict` if another command goes on for too long.
+    pub fn join_transaction(&self, patience: Duration, cancel: &Cancel) -> Result<Transaction<'_>> {
+        let directory = self.transaction_directory();
+        let about = self.transaction()?.ok_or_else(|| Error::not_found("an open transaction"))?;
+        let path = directory.join("lock");
+        let lock = File::open(&path).at(&path)?;
+        let deadline = Instant::now() + patience;
+        while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK {
+                return Err(Error::io(path, error.into()));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::conflict("the open transaction", "another command is adding to it"));
+            }
+            cancel.check()?;
+            thread::sleep(POLL);
+        }
+        // Whoever held the lock may have ended the transaction.
+        if self.transaction()?.as_ref() != Some(&about) {
+            return Err(gone(&directory));
+        }
+        let changes = ChangeSet::open(&changes_in(&directory))?;
+        Ok(Transaction { publisher: self, about, changes, _lock: lock })
+    }
+}
+
+impl Transaction<'_> {
+    /// What is known of it.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// The changes so far.
+    pub fn changes(&self) -> &ChangeSet {
+        &self.changes
+    }
+
+    /// The changes, to add more.
+    pub fn changes_mut(&mut self) -> &mut ChangeSet {
+        &mut self.changes
+    }
+
+    /// The repository as it would be if the transaction were published now.
+    pub fn rehearse(&mut self, now: UnixSeconds) -> Result<Rehearsal> {
+        let rehearsal = self.publisher.rehearsal(now)?;
+        self.changes.undo_after(|changes| {
+            rehearsal.commit(
+                changes,
+                &Options { patience: Duration::ZERO, ..Options::new(now) },
+                &Silent,
+                &Cancel::new(),
+            )
+        })?;
+        Ok(rehearsal)
+    }
+
+    /// Keeps what was added; from here on it survives everything, the end of the machine's power included.
+    pub fn keep(self) -> Result<()> {
+        self.publisher.store.flush()?;
+        self.changes.close_durably()
+    }
+
+    /// Makes the changes one revision. If that fails, the transaction stays open as it was.
+    pub fn publish(mut self, options: &Options, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome> {
+        let outcome = self.publisher.commit(&mut self.changes, options, progress, cancel)?;
+        self.abort()?;
+        Ok(outcome)
+    }
+
+    /// Ends the transaction without any effect.
+    pub fn abort(self) -> Result<()> {
+        let Self { publisher, changes, _lock, .. } = self;
+        drop(changes);
+        let (place, remains) = (publisher.transaction_directory(), publisher.scratch()?.join(unique_name()));
+        fs::rename(&place, &remains).at(&place)?;
+        sync_directory(&publisher.config.spool)?;
+        fs::remove_dir_all(&remains).at(&remains)
+    }
+}
+
+fn changes_in(directory: &Path) -> PathBuf {
+    directory.join("changes.db")
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create(path).at(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|directory| directory.sync_all()).at(path)
+}
+
+fn not_written(error: &serde_json::Error) -> Error {
+    Error::invalid("JSON", error.to_string())
+}
+
+fn already_open(about: &About) -> Error {
+    let opened = UnixSeconds(about.opened).iso();
+    Error::conflict("transaction", format!("{} opened one at {opened}; publish or abort it first", about.opened_by))
+}
+
+fn gone(place: &Path) -> Error {
+    Error::conflict(place.display().to_string(), "the transaction has just ended")
+}
