@@ -39,6 +39,7 @@ pub mod chunking;
 pub mod compression;
 pub mod dirtab;
 pub mod entry;
+pub mod glob;
 pub mod xattr;
 
 // Where bytes are kept.
@@ -60,6 +61,7 @@ pub mod changeset;
 pub mod commit;
 pub mod known;
 pub mod pipeline;
+pub mod publication;
 pub mod repository;
 pub mod server;
 pub mod tree;
