@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let publisher = Publisher::open(&root, &name)?;
     let mut options = cvmfs_ingest::Options::new(&publisher.config, "tools/1.0".parse()?, now)?;
     options.source.catalog = true;
-    options.commit.tag = Some("v1.0".parse()?);
+    options.publication.commit.tag = Some("v1.0".parse()?);
     let input = Input { name: "tools.tar".into(), reader: Box::new(Cursor::new(tarball()?)) };
     let outcome = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
     println!("revision {} has {} more entries", outcome.commit.revision, outcome.commit.entries.added);

@@ -173,4 +173,9 @@ pub trait ChangeSource {
     /// A source that runs dry early fails; it never gives fewer bytes than announced. An error that carries a
     /// [`crate::Error`] keeps it.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// What the user should know about the input, found so far.
+    fn take_warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }

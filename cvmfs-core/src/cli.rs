@@ -13,11 +13,14 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock::UnixSeconds;
-use crate::commit::Rehearsal;
+use crate::commit::{Publisher, Rehearsal};
+use crate::compression::Effort;
 use crate::diff;
 use crate::error::{Error, IoContext as _, Result};
+use crate::history::TagName;
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Silent, Unit};
+use crate::publication::{Options, Outcome};
 use crate::server::ServerRoot;
 
 /// Section of `--help` that every binary ends with.
@@ -65,6 +68,61 @@ pub struct RepoArg {
     /// Repository name; needed only if several are configured
     #[arg(long, value_name = "FQRN", env = "CVMFS_REPO")]
     pub repo: Option<RepositoryName>,
+}
+
+/// Arguments of all commands that make a revision out of an input.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PublicationArgs {
+    /// Name the new revision
+    #[arg(long, value_name = "NAME")]
+    pub tag: Option<TagName>,
+    /// Description of that name
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "tag")]
+    pub message: String,
+    /// Show what would change, and change nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Compress everything, also what is known to be stored already
+    #[arg(long)]
+    pub no_index: bool,
+    /// Threads that compress and hash [default: one a core]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+    /// Effort of compression, 1 (fast) to 9 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = Effort::default().level, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub level: u8,
+}
+
+impl PublicationArgs {
+    /// Takes the arguments over.
+    pub fn apply(&self, options: &mut Options) {
+        options.pipeline.effort.level = self.level;
+        options.pipeline.threads = self.threads;
+        options.use_index = !self.no_index;
+        options.commit.effort = options.pipeline.effort;
+        options.commit.threads = self.threads;
+        options.commit.tag.clone_from(&self.tag);
+        options.commit.message.clone_from(&self.message);
+    }
+
+    /// Publishes, or rehearses that, and prints what came of it.
+    pub fn run(
+        &self,
+        global: &GlobalArgs,
+        publisher: &Publisher,
+        now: UnixSeconds,
+        publish: impl FnOnce(&Publisher, &dyn Progress, &Cancel) -> Result<Outcome>,
+    ) -> Result<()> {
+        let rehearsal = self.dry_run.then(|| publisher.rehearsal(now)).transpose()?;
+        let progress = global.progress();
+        let outcome = publish(rehearsal.as_deref().unwrap_or(publisher), &*progress, &cancel_on_signals()?)?;
+        drop(progress);
+        global.warn(&outcome.commit.warnings);
+        match &rehearsal {
+            Some(rehearsal) => global.print_rehearsal(rehearsal, now, &outcome),
+            None => global.print(&outcome, &summary(&outcome)),
+        }
+    }
 }
 
 impl GlobalArgs {
@@ -275,6 +333,35 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
 /// A number of bytes for people.
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+/// A publication for people.
+fn summary(outcome: &Outcome) -> String {
+    let Outcome { commit, content, seconds, megabytes_per_second } = outcome;
+    let read = format!(
+        "{} files, {} directories, {} symlinks, {} hard links, {} special files; {} read at {megabytes_per_second:.0} MB/s\n\
+         {} objects stored ({}), {} were there\n",
+        content.files,
+        content.directories,
+        content.symlinks,
+        content.hardlinks,
+        content.specials,
+        human_bytes(content.bytes_read),
+        content.objects_new,
+        human_bytes(content.bytes_stored),
+        content.objects_reused,
+    );
+    let entries = commit.entries;
+    let result = if commit.changed {
+        let tag = commit.tag.as_ref().map_or_else(String::new, |tag| format!(", tag {tag}"));
+        format!(
+            "revision {}{tag}: {} entries added, {} changed, {} removed; root catalog {}; {:.1} s\n",
+            commit.revision, entries.added, entries.changed, entries.removed, commit.root_hash, seconds.total
+        )
+    } else {
+        format!("unchanged: revision {} has all of it already; {:.1} s\n", commit.revision, seconds.total)
+    };
+    read + &result
 }
 
 /// A bar with rate and remaining time, on a terminal.

@@ -12,27 +12,20 @@
 //! Source: `cvmfs/path_filters/dirtab.cc`, `cvmfs/pathspec/pathspec_pattern.cc`.
 
 use crate::error::{Error, Result};
+use crate::glob::Pattern;
 use crate::path::{RepoPath, display};
 
 /// Name of the file.
 pub const NAME: &[u8] = b".cvmfsdirtab";
+
+/// Largest file that is read, in bytes.
+pub const MAX_SIZE: u64 = 1 << 20;
 
 /// Parsed rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dirtab {
     positive: Vec<Vec<Pattern>>,
     negative: Vec<Pattern>,
-}
-
-/// A glob pattern.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern(Vec<Token>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Byte(u8),
-    One,
-    Any,
 }
 
 impl Dirtab {
@@ -94,52 +87,6 @@ impl Dirtab {
 fn rule_matches(rule: &[Pattern], path: &RepoPath) -> bool {
     rule.len() == path.components().count()
         && rule.iter().zip(path.components()).all(|(pattern, name)| pattern.matches(name))
-}
-
-impl Pattern {
-    fn parse(text: &[u8]) -> Option<Self> {
-        let mut tokens = Vec::new();
-        let mut bytes = text.iter();
-        while let Some(&byte) = bytes.next() {
-            tokens.push(match byte {
-                b'*' => Token::Any,
-                b'?' => Token::One,
-                b'\\' => match bytes.next() {
-                    Some(&escaped @ (b'*' | b'?' | b'\\')) => Token::Byte(escaped),
-                    _ => return None,
-                },
-                byte => Token::Byte(byte),
-            });
-        }
-        Some(Self(tokens))
-    }
-
-    /// One pattern a path component.
-    fn components(&self) -> Vec<Self> {
-        let pieces = self.0.split(|token| *token == Token::Byte(b'/'));
-        pieces.filter(|piece| !piece.is_empty()).map(|piece| Self(piece.to_vec())).collect()
-    }
-
-    fn matches(&self, text: &[u8]) -> bool {
-        // On a mismatch only the last `*` can take one byte more.
-        let (mut token, mut at, mut retry) = (0, 0, None);
-        while at < text.len() {
-            match self.0.get(token) {
-                Some(Token::Any) => {
-                    retry = Some((token + 1, at));
-                    token += 1;
-                }
-                Some(Token::One) => (token, at) = (token + 1, at + 1),
-                Some(Token::Byte(byte)) if *byte == text[at] => (token, at) = (token + 1, at + 1),
-                _ => {
-                    let Some((after, taken)) = retry else { return false };
-                    retry = Some((after, taken + 1));
-                    (token, at) = (after, taken + 1);
-                }
-            }
-        }
-        self.0[token..].iter().all(|token| *token == Token::Any)
-    }
 }
 
 #[cfg(test)]

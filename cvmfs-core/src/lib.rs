@@ -40,6 +40,7 @@ pub mod chunking;
 pub mod compression;
 pub mod dirtab;
 pub mod entry;
+pub mod glob;
 pub mod xattr;
 
 // Where bytes are kept.
@@ -64,6 +65,7 @@ pub mod idmap;
 pub mod known;
 pub mod listing;
 pub mod pipeline;
+pub mod publication;
 pub mod repository;
 pub mod server;
 pub mod tree;

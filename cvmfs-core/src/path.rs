@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// Longest name of a directory entry in bytes, as in Linux.
 pub const NAME_MAX: usize = 255;
 
+/// Top-level directory that publishing generates.
+const GENERATED: &[u8] = b".cvmfs";
+
 /// A canonical path inside a repository; empty for the root.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct RepoPath(Vec<u8>);
@@ -92,6 +95,13 @@ impl RepoPath {
             (_, true) => self.clone(),
             _ => Self([&self.0[..], b"/", &below.0[..]].concat()),
         }
+    }
+
+    /// Whether this is the top-level directory `.cvmfs`, which publishing generates, or something below it.
+    ///
+    /// No input may change it.
+    pub fn is_generated(&self) -> bool {
+        self.components().next() == Some(GENERATED)
     }
 
     /// Whether this path is `ancestor` or lies below it.

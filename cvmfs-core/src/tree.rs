@@ -27,6 +27,31 @@ pub struct Tree {
     open: Vec<(ContentHash, RepoPath, Rc<Catalog>)>,
 }
 
+/// A directory of a tree, ready to be listed; whoever goes down a tree from one to the next looks up each catalog once.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    path: RepoPath,
+    /// The catalog that has its entries.
+    catalog: Rc<Catalog>,
+}
+
+impl Directory {
+    /// Where it is.
+    pub fn path(&self) -> &RepoPath {
+        &self.path
+    }
+
+    /// Its entries, sorted by name.
+    pub fn list(&self) -> Result<Vec<Row>> {
+        self.catalog.list(&self.path)
+    }
+
+    /// The entry of this name.
+    pub fn find(&self, name: &[u8]) -> Result<Option<Row>> {
+        self.catalog.find(&self.path.child(name)?)
+    }
+}
+
 impl Tree {
     /// The tree below a root catalog; `scratch` is a directory for inflated catalogs.
     pub fn new(store: Arc<dyn ReadStore>, root: ContentHash, scratch: &Path) -> Self {
@@ -36,6 +61,11 @@ impl Tree {
     /// The hash of the root catalog.
     pub fn root(&self) -> ContentHash {
         self.root
+    }
+
+    /// The storage that the tree is in.
+    pub fn store(&self) -> &dyn ReadStore {
+        &*self.store
     }
 
     /// The root catalog.
@@ -79,6 +109,26 @@ impl Tree {
             }
         }
         Ok((hash, catalog))
+    }
+
+    /// The directory at `path`, which must be one.
+    pub fn directory(&mut self, path: &RepoPath) -> Result<Directory> {
+        Ok(Directory { path: path.clone(), catalog: self.catalog_of(path)?.1 })
+    }
+
+    /// The directory that a row of `parent` stands for.
+    pub fn child_directory(&mut self, parent: &Directory, row: &Row) -> Result<Directory> {
+        let path = parent.path.child(&row.name)?;
+        let catalog = match row.entry.kind {
+            EntryKind::Directory(Mount::Mountpoint) => {
+                let nested = parent.catalog.nested_at(&path)?.ok_or_else(|| {
+                    Error::malformed(format!("catalog entry {path}"), "a mountpoint without nested catalog")
+                })?;
+                self.catalog(nested.hash, &path)?
+            }
+            _ => Rc::clone(&parent.catalog),
+        };
+        Ok(Directory { path, catalog })
     }
 
     /// Finds an entry; the root row for a directory with a catalog of its own.

@@ -48,6 +48,21 @@ impl Xattrs {
         Ok(())
     }
 
+    /// Takes attributes of an input as far as a catalog can hold them; left out, with the reason, is what it cannot.
+    pub fn collect<'a>(attributes: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> (Self, Vec<String>) {
+        let (mut xattrs, mut left_out) = (Self::new(), Vec::new());
+        for (key, value) in attributes {
+            if let Err(error) = xattrs.set(key, value) {
+                left_out.push(format!("left out: {error}"));
+            }
+        }
+        for key in xattrs.split_oversized() {
+            let key = crate::path::display(&key);
+            left_out.push(format!("extended attribute {key} left out: its value is longer than 255 bytes"));
+        }
+        (xattrs, left_out)
+    }
+
     /// The attributes in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.0.iter().map(|(key, value)| (&key[..], &value[..]))

@@ -5,15 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, RepoArg, cancel_on_signals, human_bytes, now, parse_bytes};
+use cvmfs_core::cli::{EXIT_CODES, GlobalArgs, PublicationArgs, RepoArg, now, parse_bytes};
 use cvmfs_core::commit::Publisher;
-use cvmfs_core::compression::Effort;
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::history::TagName;
 use cvmfs_core::idmap::IdMap;
 use cvmfs_core::path::RepoPath;
 use cvmfs_ingest::source::{Input, Ownership};
-use cvmfs_ingest::{Options, Outcome, ingest};
+use cvmfs_ingest::{Options, ingest};
 
 /// Stream tarballs into a CernVM-FS repository and publish them as one revision
 #[derive(Debug, Parser)]
@@ -62,24 +60,8 @@ pub(crate) struct Arguments {
     /// Refuse a tarball with more bytes than this, uncompressed; K, M, G or T may follow the number
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_size: Option<u64>,
-    /// Name the new revision
-    #[arg(long, value_name = "NAME")]
-    tag: Option<TagName>,
-    /// Description of that name
-    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "tag")]
-    message: String,
-    /// Show what would change, and change nothing
-    #[arg(short = 'n', long)]
-    dry_run: bool,
-    /// Compress everything, also what is known to be stored already
-    #[arg(long)]
-    no_index: bool,
-    /// Threads that compress and hash [default: one a core]
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
-    threads: usize,
-    /// Effort of compression, 1 (fast) to 9 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = Effort::default().level, value_parser = clap::value_parser!(u8).range(1..=9))]
-    level: u8,
+    #[command(flatten)]
+    publication: PublicationArgs,
 }
 
 /// Kinds of entries that hide others.
@@ -95,16 +77,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
     let options = options(arguments, &publisher)?;
     let inputs = arguments.tar.iter().map(open).collect::<Result<_>>()?;
-    let progress = global.progress();
-    let rehearsal = arguments.dry_run.then(|| publisher.rehearsal(options.commit.now)).transpose()?;
-    let publisher = rehearsal.as_deref().unwrap_or(&publisher);
-    let outcome = ingest(publisher, inputs, &options, &*progress, &cancel_on_signals()?)?;
-    drop(progress);
-    global.warn(&outcome.commit.warnings);
-    match &rehearsal {
-        Some(rehearsal) => global.print_rehearsal(rehearsal, options.commit.now, &outcome),
-        None => global.print(&outcome, &summary(&outcome)),
-    }
+    let now = options.publication.commit.now;
+    arguments.publication.run(global, &publisher, now, |publisher, progress, cancel| {
+        ingest(publisher, inputs, &options, progress, cancel)
+    })
 }
 
 fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
@@ -114,14 +90,9 @@ fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
     options.source.ownership = ownership(arguments, options.source.ownership)?;
     options.source.whiteouts = arguments.whiteouts.is_some();
     options.source.size_limit = arguments.max_size.unwrap_or(u64::MAX);
-    options.pipeline.effort.level = arguments.level;
-    options.pipeline.threads = arguments.threads;
-    options.use_index = !arguments.no_index;
-    options.commit.effort = options.pipeline.effort;
-    options.commit.threads = arguments.threads;
-    options.commit.tag.clone_from(&arguments.tag);
-    options.commit.message.clone_from(&arguments.message);
-    options.total_bytes = arguments.tar.iter().map(|path| path.metadata().ok().map(|metadata| metadata.len())).sum();
+    arguments.publication.apply(&mut options.publication);
+    options.publication.total_bytes =
+        arguments.tar.iter().map(|path| path.metadata().ok().map(|metadata| metadata.len())).sum();
     Ok(options)
 }
 
@@ -149,32 +120,4 @@ fn open(path: &PathBuf) -> Result<Input> {
         return Err(Error::invalid(path.display().to_string(), "it is a directory, not a tarball"));
     }
     Ok(Input { name: path.display().to_string(), reader: Box::new(file) })
-}
-
-fn summary(outcome: &Outcome) -> String {
-    let Outcome { commit, content, seconds, megabytes_per_second } = outcome;
-    let read = format!(
-        "{} files, {} directories, {} symlinks, {} hard links, {} special files; {} read at {megabytes_per_second:.0} MB/s\n\
-         {} objects stored ({}), {} were there\n",
-        content.files,
-        content.directories,
-        content.symlinks,
-        content.hardlinks,
-        content.specials,
-        human_bytes(content.bytes_read),
-        content.objects_new,
-        human_bytes(content.bytes_stored),
-        content.objects_reused,
-    );
-    let entries = commit.entries;
-    let result = if commit.changed {
-        let tag = commit.tag.as_ref().map_or_else(String::new, |tag| format!(", tag {tag}"));
-        format!(
-            "revision {}{tag}: {} entries added, {} changed, {} removed; root catalog {}; {:.1} s\n",
-            commit.revision, entries.added, entries.changed, entries.removed, commit.root_hash, seconds.total
-        )
-    } else {
-        format!("unchanged: revision {} has all of it already; {:.1} s\n", commit.revision, seconds.total)
-    };
-    read + &result
 }

@@ -10,4 +10,4 @@ pub mod source;
 
 mod ingest;
 
-pub use ingest::{Options, Outcome, Seconds, ingest};
+pub use ingest::{Options, ingest};

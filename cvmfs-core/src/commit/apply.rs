@@ -32,6 +32,8 @@ pub(super) struct Context<'a> {
     pub(super) now: UnixSeconds,
     /// `TTL` property of the root catalog, if it is to be set.
     pub(super) ttl: Option<u32>,
+    /// The number of the new revision; `None` for the next.
+    pub(super) revision: Option<u64>,
     /// The empty file's content, for markers of catalogs that are split off.
     pub(super) empty_file: &'a EntryKind,
 }
@@ -542,7 +544,8 @@ impl Pass<'_> {
         }
         let previous = open.base.unwrap_or(ContentHash::null(self.context.algorithm));
         let mount = open.catalog.mount().clone();
-        let finished = open.catalog.finish(&Finish { now: self.context.now, previous, subtree, revision: None })?;
+        let revision = self.context.revision.filter(|_| mount.is_root());
+        let finished = open.catalog.finish(&Finish { now: self.context.now, previous, subtree, revision })?;
         self.check_size(&mount, finished.statistics.own.entries())?;
         Ok(Some(self.context.finisher.store(mount, finished)))
     }

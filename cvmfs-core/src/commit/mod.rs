@@ -71,6 +71,8 @@ pub struct Options {
     pub tag: Option<TagName>,
     /// Description of that tag.
     pub message: String,
+    /// The number of the revision, larger than that of the head; `None` for the next.
+    pub revision: Option<u64>,
     /// How hard catalogs are compressed.
     pub effort: Effort,
     /// Threads that store catalogs; 0 for one a core.
@@ -87,6 +89,7 @@ impl Options {
             catalogs: Vec::new(),
             tag: None,
             message: String::new(),
+            revision: None,
             effort: Effort::default(),
             threads: 0,
             patience: Duration::from_mins(10),
@@ -212,6 +215,7 @@ impl Publisher {
         let empty_file = self.store_empty_file(options.effort)?;
         prepare::add_markers(changes, &mut tree, &options.catalogs, &empty_file, options.now)?;
         check_tag(&head, options)?;
+        check_revision(options, head.manifest().revision)?;
 
         // 3. The tree: catalogs are stored as the pass leaves them.
         let finisher =
@@ -227,6 +231,7 @@ impl Publisher {
             algorithm: self.config.algorithm,
             now: options.now,
             ttl: self.config.ttl,
+            revision: options.revision,
             empty_file: &empty_file,
         };
         let applied = apply::apply(context, head.manifest().root_catalog)?;
@@ -238,6 +243,9 @@ impl Publisher {
             let tag = self.tag_head(&head, options)?;
             return Ok(outcome(false, head.manifest().revision, head.manifest().root_catalog, tag, &applied));
         };
+        if root.revision <= head.manifest().revision {
+            return Err(revision_taken(root.revision, head.manifest().revision));
+        }
         let root = NewRoot { hash: root.nested.hash, size: root.size, revision: root.revision, modified: options.now };
         let mut tag = None;
         let manifest = self.publish_root(Some(head.manifest()), &root, options.now, metainfo, |history| {
@@ -318,6 +326,19 @@ fn check_tag(head: &Repository, options: &Options) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A number that is taken must be noticed before anything is written. That of the head may be asked for: the tree may
+/// turn out to be unchanged, and a repeated run is no error.
+fn check_revision(options: &Options, head: u64) -> Result<()> {
+    match options.revision {
+        Some(wanted) if wanted < head => Err(revision_taken(wanted, head)),
+        _ => Ok(()),
+    }
+}
+
+fn revision_taken(wanted: u64, head: u64) -> Error {
+    Error::conflict(format!("revision {wanted}"), format!("the repository is at revision {head} already"))
 }
 
 fn free_automatic_name(history: &History, now: UnixSeconds) -> Result<String> {

@@ -6,16 +6,13 @@ use crate::catalog::{MARKER, Row};
 use crate::change::Metadata;
 use crate::changeset::{ChangeSet, Op, Pending};
 use crate::clock::UnixSeconds;
-use crate::dirtab::{self, Dirtab};
+use crate::dirtab::{self, Dirtab, MAX_SIZE};
 use crate::entry::{Entry, EntryKind, FileContent, Mount, Mtime};
 use crate::error::{Error, Result};
 use crate::object::read_error;
 use crate::path::RepoPath;
 use crate::tree::Tree;
 use crate::xattr::Xattrs;
-
-/// Largest `.cvmfsdirtab` that is read, in bytes.
-const DIRTAB_MAX: u64 = 1 << 20;
 
 /// Finds paths that the change set touches and that another commit changed since the change set's maker looked.
 ///
@@ -235,8 +232,8 @@ fn goes(path: &RepoPath, changes: &ChangeSet) -> Result<bool> {
 }
 
 fn read_small_file(tree: &Tree, path: &RepoPath, file: &FileContent) -> Result<Vec<u8>> {
-    if file.size > DIRTAB_MAX {
-        return Err(Error::invalid(path.to_string(), format!("larger than {DIRTAB_MAX} bytes")));
+    if file.size > MAX_SIZE {
+        return Err(Error::invalid(path.to_string(), format!("larger than {MAX_SIZE} bytes")));
     }
     let mut content = Vec::new();
     let mut reader = tree.open_file(path, file)?;
