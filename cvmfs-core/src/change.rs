@@ -37,6 +37,20 @@ impl Metadata {
     }
 }
 
+impl Entry {
+    /// Takes an entry apart into what puts it somewhere else; a file's content is stored.
+    pub fn into_parts(self) -> (Metadata, Content) {
+        let Self { kind, permissions, uid, gid, mtime, xattrs, hidden: _ } = self;
+        let content = match kind {
+            EntryKind::Directory(_) => Content::Directory,
+            EntryKind::File(file) => Content::Stored(file),
+            EntryKind::Symlink { target } => Content::Symlink { target },
+            EntryKind::Special(special) => Content::Special(special),
+        };
+        (Metadata { permissions, uid, gid, mtime, xattrs }, content)
+    }
+}
+
 /// What is put at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {

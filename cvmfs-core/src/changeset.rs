@@ -30,6 +30,7 @@ CREATE TABLE changes (key BLOB PRIMARY KEY, op INTEGER, cleared INTEGER, inode I
   uid INTEGER, gid INTEGER, mtime INTEGER, mtimens INTEGER, size INTEGER, flags INTEGER, hash BLOB, symlink BLOB,
   xattr BLOB, chunks BLOB, source INTEGER, offset INTEGER) WITHOUT ROWID;
 CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE catalogs (key BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
 
 /// What becomes of a path.
@@ -237,6 +238,22 @@ impl ChangeSet {
         self.write_entry(path, op::PUT, entry, None).map_err(|error| error.from_origin(self.origin().as_ref()))
     }
 
+    /// Asks for a nested catalog at a directory, unless it has one or goes.
+    pub fn want_catalog(&mut self, path: &RepoPath) -> Result<()> {
+        self.execute("INSERT OR IGNORE INTO catalogs (key) VALUES (?1)", [key(path)])
+    }
+
+    /// The directories that nested catalogs are wanted for, in tree order.
+    pub fn wanted_catalogs(&self) -> Result<Vec<RepoPath>> {
+        let query = || -> rusqlite::Result<Vec<Vec<u8>>> {
+            self.connection
+                .prepare_cached("SELECT key FROM catalogs ORDER BY key")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        };
+        query().in_database(&self.path.display())?.iter().map(|key| path_of(key)).collect()
+    }
+
     fn ensure(&mut self, path: &RepoPath, metadata: Metadata) -> Result<()> {
         let entry = metadata.into_entry(EntryKind::Directory(Mount::Plain));
         match self.before(path)? {
@@ -401,6 +418,7 @@ impl ChangeSet {
     }
 
     fn delete_below(&mut self, path: &RepoPath) -> Result<()> {
+        self.execute("DELETE FROM catalogs WHERE key >= ?1 AND key < ?2", subtree(path))?;
         self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", subtree(path))
     }
 
@@ -545,8 +563,7 @@ impl ChangeSet {
         let context = "change set";
         let column = |index| bytes(row, index).in_database(&context);
         let number = |index| row.get::<_, Option<i64>>(index).in_database(&context);
-        let path: Vec<u8> = column(0)?.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
-        let path = RepoPath::from_bytes(&path)?;
+        let path = path_of(column(0)?)?;
         let code: u8 = row.get(1).in_database(&context)?;
         let op = match code {
             op::KEEP => Op::Keep,
@@ -565,6 +582,11 @@ impl ChangeSet {
 /// The path with NUL for slash: no name contains NUL, and it sorts before everything else.
 fn key(path: &RepoPath) -> Vec<u8> {
     path.as_bytes().iter().map(|&byte| if byte == b'/' { 0 } else { byte }).collect()
+}
+
+fn path_of(key: &[u8]) -> Result<RepoPath> {
+    let path: Vec<u8> = key.iter().map(|&byte| if byte == 0 { b'/' } else { byte }).collect();
+    RepoPath::from_bytes(&path)
 }
 
 /// The range of keys of a path and what is below it: from the first, up to but without the second.

@@ -13,14 +13,14 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock::UnixSeconds;
-use crate::commit::{Publisher, Rehearsal};
+use crate::commit::{self, Publisher, Rehearsal};
 use crate::compression::Effort;
 use crate::diff;
 use crate::error::{Error, IoContext as _, Result};
 use crate::history::TagName;
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Silent, Unit};
-use crate::publication::{Options, Outcome};
+use crate::publication::{Destination, Options, Outcome};
 use crate::server::ServerRoot;
 
 /// Section of `--help` that every binary ends with.
@@ -82,6 +82,9 @@ pub struct PublicationArgs {
     /// Show what would change, and change nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// Add the changes to the open transaction instead of publishing them
+    #[arg(long, conflicts_with_all = ["dry_run", "tag"])]
+    pub transaction: bool,
     /// Compress everything, also what is known to be stored already
     #[arg(long)]
     pub no_index: bool,
@@ -103,6 +106,7 @@ impl PublicationArgs {
         options.commit.threads = self.threads;
         options.commit.tag.clone_from(&self.tag);
         options.commit.message.clone_from(&self.message);
+        options.destination = if self.transaction { Destination::Transaction } else { Destination::Revision };
     }
 
     /// Publishes, or rehearses that, and prints what came of it.
@@ -117,7 +121,7 @@ impl PublicationArgs {
         let progress = global.progress();
         let outcome = publish(rehearsal.as_deref().unwrap_or(publisher), &*progress, &cancel_on_signals()?)?;
         drop(progress);
-        global.warn(&outcome.commit.warnings);
+        global.warn(&outcome.warnings);
         match &rehearsal {
             Some(rehearsal) => global.print_rehearsal(rehearsal, now, &outcome),
             None => global.print(&outcome, &summary(&outcome)),
@@ -337,7 +341,7 @@ pub fn human_bytes(bytes: u64) -> String {
 
 /// A publication for people.
 fn summary(outcome: &Outcome) -> String {
-    let Outcome { commit, content, seconds, megabytes_per_second } = outcome;
+    let Outcome { commit, content, seconds, megabytes_per_second, .. } = outcome;
     let read = format!(
         "{} files, {} directories, {} symlinks, {} hard links, {} special files; {} read at {megabytes_per_second:.0} MB/s\n\
          {} objects stored ({}), {} were there\n",
@@ -351,17 +355,24 @@ fn summary(outcome: &Outcome) -> String {
         human_bytes(content.bytes_stored),
         content.objects_reused,
     );
+    let result = commit.as_ref().map_or_else(|| ADDED.into(), revision_summary);
+    format!("{read}{result}; {:.1} s\n", seconds.total)
+}
+
+/// What there is to say when changes went to the open transaction.
+pub const ADDED: &str = "added to the open transaction";
+
+/// A commit for people, without line end.
+pub fn revision_summary(commit: &commit::Outcome) -> String {
+    if !commit.changed {
+        return format!("unchanged: revision {} has all of it already", commit.revision);
+    }
+    let tag = commit.tag.as_ref().map_or_else(String::new, |tag| format!(", tag {tag}"));
     let entries = commit.entries;
-    let result = if commit.changed {
-        let tag = commit.tag.as_ref().map_or_else(String::new, |tag| format!(", tag {tag}"));
-        format!(
-            "revision {}{tag}: {} entries added, {} changed, {} removed; root catalog {}; {:.1} s\n",
-            commit.revision, entries.added, entries.changed, entries.removed, commit.root_hash, seconds.total
-        )
-    } else {
-        format!("unchanged: revision {} has all of it already; {:.1} s\n", commit.revision, seconds.total)
-    };
-    read + &result
+    format!(
+        "revision {}{tag}: {} entries added, {} changed, {} removed; root catalog {}",
+        commit.revision, entries.added, entries.changed, entries.removed, commit.root_hash
+    )
 }
 
 /// A bar with rate and remaining time, on a terminal.

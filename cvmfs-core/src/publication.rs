@@ -1,24 +1,25 @@
-//! A publication: a source of changes becomes one revision. These steps are the same for every input.
+//! A publication: a source of changes becomes one revision, or part of an open transaction. These steps are the same for
+//! every input.
 //!
 //! ```text
-//! begin ─► run a source into the change set ─► commit ─► Outcome
+//! begin or join ─► run a source into the change set ─► commit or keep ─► Outcome
 //! ```
-//!
-//! [`publish`] takes all of them. Whoever collects several sources for one revision calls [`Publisher::begin`], [`run`]
-//! for each source, and [`Publisher::commit`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::change::ChangeSource;
 use crate::changeset::ChangeSet;
 use crate::clock::UnixSeconds;
-use crate::commit::{self, Publisher};
+use crate::commit::{self, About, OpenChangeSet, Publisher, Rehearsal, Transaction};
 use crate::error::Result;
+use crate::path::RepoPath;
 use crate::pipeline;
 use crate::progress::{Cancel, Progress, Unit};
+use crate::repository::Selector;
 use crate::server::RepositoryConfig;
+use crate::tree::Tree;
 
 /// Choices that do not depend on the source.
 #[derive(Debug, Clone)]
@@ -27,10 +28,24 @@ pub struct Options {
     pub pipeline: pipeline::Options,
     /// Whether content that was stored before is recognised instead of compressed again.
     pub use_index: bool,
+    /// Directories that become nested catalogs unless they are.
+    pub catalogs: Vec<RepoPath>,
+    /// Where the changes go.
+    pub destination: Destination,
     /// How the revision is made.
     pub commit: commit::Options,
     /// Plain bytes to come, for the progress bar, if known.
     pub total_bytes: Option<u64>,
+}
+
+/// Where changes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Destination {
+    /// A revision of their own.
+    #[default]
+    Revision,
+    /// The open transaction.
+    Transaction,
 }
 
 impl Options {
@@ -45,6 +60,8 @@ impl Options {
                 ..pipeline::Options::default()
             },
             use_index: true,
+            catalogs: Vec::new(),
+            destination: Destination::default(),
             commit: commit::Options::new(now),
             total_bytes: None,
         }
@@ -54,11 +71,16 @@ impl Options {
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The revision; its warnings include those of the source.
+    /// The revision; `None` if the changes went to the open transaction.
     #[serde(flatten)]
-    pub commit: commit::Outcome,
+    pub commit: Option<commit::Outcome>,
+    /// The transaction that they went to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<About>,
     /// What was read and stored.
     pub content: pipeline::Outcome,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
     /// Wall time.
     pub seconds: Seconds,
     /// Plain megabytes (10^6) read a second.
@@ -76,33 +98,130 @@ pub struct Seconds {
     pub total: f64,
 }
 
-/// Publishes one source as one revision.
+/// Changes on their way to their destination, with the tree that they apply to.
+///
+/// Whoever makes changes without a source records them in [`changes`](Self::changes).
+#[derive(Debug)]
+pub struct Draft<'a> {
+    publisher: &'a Publisher,
+    target: Target<'a>,
+    /// Holds the tree of a transaction that has changes.
+    rehearsal: Option<Rehearsal>,
+    now: UnixSeconds,
+}
+
+#[derive(Debug)]
+enum Target<'a> {
+    Revision(OpenChangeSet),
+    Transaction(Transaction<'a>),
+}
+
+impl<'a> Draft<'a> {
+    /// Begins changes for the head, or joins the open transaction.
+    ///
+    /// # Errors
+    /// Those of [`Publisher::begin`] or [`Publisher::join_transaction`].
+    pub fn begin(
+        publisher: &'a Publisher,
+        destination: Destination,
+        now: UnixSeconds,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let mut draft = match destination {
+            Destination::Revision => {
+                let target = Target::Revision(publisher.begin(now)?);
+                return Ok(Self { publisher, target, rehearsal: None, now });
+            }
+            Destination::Transaction => {
+                let target = Target::Transaction(publisher.join_transaction(patience, cancel)?);
+                Self { publisher, target, rehearsal: None, now }
+            }
+        };
+        if let Target::Transaction(transaction) = &mut draft.target
+            && !transaction.changes().is_empty()?
+        {
+            draft.rehearsal = Some(transaction.rehearse(now)?);
+        }
+        Ok(draft)
+    }
+
+    /// The tree that the changes apply to.
+    pub fn tree(&self) -> Result<Tree> {
+        match (&self.rehearsal, &self.target) {
+            (Some(rehearsal), _) => rehearsal.head(self.now)?.tree(&Selector::Head),
+            (None, Target::Revision(changes)) => self.tree_at_base(changes),
+            (None, Target::Transaction(transaction)) => self.tree_at_base(transaction.changes()),
+        }
+    }
+
+    fn tree_at_base(&self, changes: &ChangeSet) -> Result<Tree> {
+        Ok(Tree::new(self.publisher.read_store(), changes.base()?, &self.publisher.scratch()?))
+    }
+
+    /// The change set.
+    pub fn changes(&mut self) -> &mut ChangeSet {
+        match &mut self.target {
+            Target::Revision(changes) => changes,
+            Target::Transaction(transaction) => transaction.changes_mut(),
+        }
+    }
+
+    /// Commits, or keeps the changes in the transaction; then there is no revision.
+    pub fn finish(
+        self,
+        options: &commit::Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<(Option<commit::Outcome>, Option<About>)> {
+        match self.target {
+            Target::Revision(mut changes) => {
+                Ok((Some(self.publisher.commit(&mut changes, options, progress, cancel)?), None))
+            }
+            Target::Transaction(transaction) => {
+                let about = transaction.about().clone();
+                transaction.keep()?;
+                Ok((None, Some(about)))
+            }
+        }
+    }
+}
+
+/// Publishes one source as one revision, or adds it to the open transaction.
 ///
 /// 1. the head is verified: nothing is compressed for a repository that cannot be published;
-/// 2. the source is opened; it may look at what the change set is made for;
+/// 2. the source is opened; it may look at the tree that its changes apply to;
 /// 3. content is stored, changes are recorded;
-/// 4. the change set is committed.
+/// 4. the change set is committed or kept.
 ///
 /// # Errors
-/// After any error the repository is as it was, but for objects that nothing refers to yet.
+/// After any error repository and transaction are as they were, but for objects that nothing refers to yet.
 pub fn publish<S: ChangeSource>(
     publisher: &Publisher,
-    open_source: impl FnOnce(&ChangeSet) -> Result<S>,
+    open_source: impl FnOnce(Tree) -> Result<S>,
     options: &Options,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Outcome> {
     let start = Instant::now();
-    let mut changes = publisher.begin(options.commit.now)?;
-    let mut source = open_source(&changes)?;
-    let content = run(publisher, &mut source, &mut changes, options, progress, cancel)?;
+    let Options { destination, commit: commit_options, .. } = options;
+    let mut draft = Draft::begin(publisher, *destination, commit_options.now, commit_options.patience, cancel)?;
+    let mut source = open_source(draft.tree()?)?;
+
+    progress.phase("content", Unit::Bytes, options.total_bytes);
+    let known = options.use_index.then(|| publisher.known_content()).transpose()?;
+    let (store, changes) = (&*publisher.store, draft.changes());
+    let content = pipeline::run(&mut source, store, changes, known.as_ref(), &options.pipeline, progress, cancel)?;
+    drop(known);
+    options.catalogs.iter().try_for_each(|path| changes.want_catalog(path))?;
     let mut warnings = source.take_warnings();
     drop(source);
     let stored = Instant::now();
 
-    let mut commit = publisher.commit(&mut changes, &options.commit, progress, cancel)?;
-    warnings.append(&mut commit.warnings);
-    commit.warnings = warnings;
+    let (mut commit, transaction) = draft.finish(commit_options, progress, cancel)?;
+    if let Some(commit) = &mut commit {
+        warnings.append(&mut commit.warnings);
+    }
     let seconds = Seconds {
         content: (stored - start).as_secs_f64(),
         commit: stored.elapsed().as_secs_f64(),
@@ -110,22 +229,5 @@ pub fn publish<S: ChangeSource>(
     };
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let megabytes_per_second = content.bytes_read as f64 / 1e6 / seconds.total.max(1e-9);
-    Ok(Outcome { commit, content, seconds, megabytes_per_second })
-}
-
-/// Runs one source into a change set: stores content, records changes.
-///
-/// # Errors
-/// Those of source, storage and change set. Objects that were stored stay: the next run finds them.
-pub fn run(
-    publisher: &Publisher,
-    source: &mut dyn ChangeSource,
-    changes: &mut ChangeSet,
-    options: &Options,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<pipeline::Outcome> {
-    progress.phase("content", Unit::Bytes, options.total_bytes);
-    let known = options.use_index.then(|| publisher.known_content()).transpose()?;
-    pipeline::run(source, &*publisher.store, changes, known.as_ref(), &options.pipeline, progress, cancel)
+    Ok(Outcome { commit, transaction, content, warnings, seconds, megabytes_per_second })
 }

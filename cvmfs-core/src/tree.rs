@@ -18,7 +18,7 @@ use crate::storage::ReadStore;
 const OPEN_CATALOGS: usize = 16;
 
 /// A revision's tree; catalogs are fetched as they are needed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     store: Arc<dyn ReadStore>,
     scratch: PathBuf,

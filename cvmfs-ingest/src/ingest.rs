@@ -60,7 +60,7 @@ pub fn ingest(
     cancel: &Cancel,
 ) -> Result<Outcome> {
     let mut publication = options.publication.clone();
-    publication.commit.catalogs.extend(options.source.catalog.then(|| options.source.base_dir.clone()));
-    let open_source = |_: &_| TarSource::new(inputs, options.source.clone());
+    publication.catalogs.extend(options.source.catalog.then(|| options.source.base_dir.clone()));
+    let open_source = |_| TarSource::new(inputs, options.source.clone());
     publication::publish(publisher, open_source, &publication, progress, cancel)
 }

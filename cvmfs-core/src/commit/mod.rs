@@ -32,7 +32,7 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, TagName};
 use crate::known::{self, KnownContent};
-use crate::path::{RepoPath, RepositoryName};
+use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Unit};
 use crate::repository::{Repository, Selector};
 use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
@@ -65,8 +65,6 @@ pub struct Publisher {
 pub struct Options {
     /// The time of the revision.
     pub now: UnixSeconds,
-    /// Directories that become nested catalogs unless they are.
-    pub catalogs: Vec<RepoPath>,
     /// A name for the revision.
     pub tag: Option<TagName>,
     /// Description of that tag.
@@ -86,7 +84,6 @@ impl Options {
     pub fn new(now: UnixSeconds) -> Self {
         Self {
             now,
-            catalogs: Vec::new(),
             tag: None,
             message: String::new(),
             revision: None,
@@ -115,6 +112,7 @@ pub struct Outcome {
     /// Entries added, changed and removed.
     pub entries: Entries,
     /// What the operator should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
@@ -213,7 +211,7 @@ impl Publisher {
         }
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
-        prepare::add_markers(changes, &mut tree, &options.catalogs, &empty_file, options.now)?;
+        prepare::add_markers(changes, &mut tree, &empty_file, options.now)?;
         check_tag(&head, options)?;
         check_revision(options, head.manifest().revision)?;
 

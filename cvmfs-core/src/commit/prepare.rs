@@ -129,17 +129,16 @@ fn first_name(name: RepoPath, row: &Row, head: &mut Tree) -> Result<RepoPath> {
     }
 }
 
-/// Adds a catalog marker to each directory that is asked for and has none: the ones in `catalogs`, and those that
-/// `.cvmfsdirtab` selects. `marker` is the content of an empty file.
+/// Adds a catalog marker to each directory that is asked for and has none: by the change set, or by `.cvmfsdirtab`. `marker` is the content of an empty file.
 pub(super) fn add_markers(
     changes: &mut ChangeSet,
     head: &mut Tree,
-    catalogs: &[RepoPath],
     marker: &EntryKind,
     now: UnixSeconds,
 ) -> Result<()> {
     let mut wanted = find_selected(changes, head)?;
-    for path in catalogs {
+    for path in changes.wanted_catalogs()? {
+        let path = &path;
         let entry = match changes.get(path)?.map(|pending| pending.op) {
             Some(Op::Put(entry) | Op::Ensure(entry)) => Some(entry),
             None | Some(Op::Keep) if !goes(path, changes)? => head.find(path)?.map(|row| row.entry),

@@ -17,8 +17,8 @@ mod compare;
 mod report;
 mod walk;
 
-use crate::change::{Change, Content, Metadata};
-use crate::entry::{Entry, EntryKind};
+use crate::change::Change;
+use crate::entry::Entry;
 use crate::error::Result;
 use crate::path::RepoPath;
 use compare::Names;
@@ -130,14 +130,8 @@ impl ChangeMaker {
         {
             return Some(Change::Link { path, target });
         }
-        let Entry { kind, permissions, uid, gid, mtime, xattrs, hidden: _ } = after.entry.clone();
-        let content = match kind {
-            EntryKind::Directory(_) => Content::Directory,
-            EntryKind::File(file) => Content::Stored(file),
-            EntryKind::Symlink { target } => Content::Symlink { target },
-            EntryKind::Special(special) => Content::Special(special),
-        };
-        Some(Change::Put { path, metadata: Metadata { permissions, uid, gid, mtime, xattrs }, content })
+        let (metadata, content) = after.entry.clone().into_parts();
+        Some(Change::Put { path, metadata, content })
     }
 }
 
