@@ -246,3 +246,70 @@ fn our_ingest_continues_on_it() {
         assert_reads(&repository, &Selector::Tag(tag.into()), &expected(tag));
     }
 }
+
+/// Names of the files of the newest revision and what is in them, unpacked below `directory`.
+fn unpack_files(repository: &Repository, directory: &std::path::Path) -> u64 {
+    let mut tree = repository.tree(&Selector::Head).expect("tree");
+    let mut files = Vec::new();
+    tree.walk(&RepoPath::root(), &mut |path, row| {
+        if let EntryKind::File(file) = &row.entry.kind {
+            files.push((path.clone(), file.clone()));
+        }
+        Ok(())
+    })
+    .expect("walk");
+    for (number, (path, file)) in files.iter().enumerate() {
+        let mut content = Vec::new();
+        tree.open_file(path, file).expect("open").read_to_end(&mut content).expect("read");
+        fs::write(directory.join(format!("file{number}")), content).expect("write");
+    }
+    files.len() as u64
+}
+
+#[test]
+fn contents_that_the_reference_published_are_recognised_after_a_rebuild_of_the_index() {
+    let site = unpacked();
+    let copies = tempfile::tempdir().expect("temporary directory");
+    let copies = copies.path();
+    let files = unpack_files(&open(&site), copies);
+    support::pack(copies, &site.path("copies.tar"), &["."]);
+    assert_eq!(site.publish(&["--json", "index"]).json()["pieces"].as_u64(), Some(0));
+
+    let unaware = site.ingest_tar("copies.tar", &["--base-dir", "before", "--no-index"]);
+    assert!(unaware["content"]["objects_new"].as_u64() > Some(0), "another compressor gives the same: {unaware}");
+
+    let site = unpacked();
+    let rebuilt = site.publish(&["--json", "index", "--rebuild"]).json();
+    assert_eq!(rebuilt["unreadable"].as_u64(), Some(0), "{rebuilt}");
+    support::pack(copies, &site.path("copies.tar"), &["."]);
+    let outcome = site.ingest_tar("copies.tar", &["--base-dir", "copies"]);
+    let content = &outcome["content"];
+    assert_eq!((content["files"].as_u64(), content["objects_new"].as_u64()), (Some(files), Some(0)), "{outcome}");
+}
+
+#[test]
+fn a_rebuild_reports_what_it_cannot_read_and_adds_the_rest() {
+    let site = unpacked();
+    let all = site.publish(&["--json", "index", "--rebuild"]).json();
+    let pieces = site.publish(&["--json", "index"]).json()["pieces"].as_u64();
+    let file = open(&site).tree(&Selector::Head).expect("tree").get(&"docs/readme.txt".parse().expect("path"));
+    let EntryKind::File(file) = file.expect("entry").entry.kind else { panic!("not a file") };
+    let object = site.storage().join(cvmfs_core::storage::Key::Object(file.parts()[0].0).to_string());
+    let stored = fs::read(&object).expect("object");
+
+    for damage in [true, false] {
+        fs::remove_file(&object).expect("remove");
+        if damage {
+            fs::write(&object, &stored[..stored.len() - 1]).expect("write");
+        }
+        fs::remove_file(site.spool().join("known-content.db")).expect("remove");
+        let done = site.publish(&["--json", "index", "--rebuild"]);
+        let report: serde_json::Value = serde_json::from_str(&done.stdout).expect("JSON");
+        assert_eq!(report["unreadable"].as_u64(), Some(1), "{report}");
+        assert!(report["problems"][0].as_str().expect("text").contains("docs/readme.txt"), "{report}");
+        assert_eq!(report["objects"].as_u64(), all["objects"].as_u64().map(|objects| objects - 1));
+        assert!(done.fails(3).contains("1 objects cannot be read"));
+        let left = site.publish(&["--json", "index"]).json()["pieces"].as_u64();
+        assert!(left < pieces && left > Some(0), "{left:?} of {pieces:?}");
+    }
+}

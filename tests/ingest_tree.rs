@@ -336,3 +336,61 @@ fn refusals_leave_the_repository_as_it_was() {
     run(site.ingest_command(&["--tar", "-"]).stdin(tarball).stdout(Stdio::piped())).fails(1);
     site.check_chunks();
 }
+
+/// Names of files with the number that says how they are stored, straight from the root catalog.
+fn stored_how(site: &Site) -> String {
+    const SCRIPT: &str = "
+import sqlite3, sys, zlib
+storage, root = sys.argv[1:]
+database = sqlite3.connect(':memory:')
+database.deserialize(zlib.decompress(open('%s/data/%s/%sC' % (storage, root[:2], root[2:]), 'rb').read()))
+rows = database.execute('SELECT name, flags >> 11 & 7, flags >> 6 & 1 FROM catalog WHERE (flags & 28) = 4 ORDER BY name')
+print(*('%s=%d%s' % (name, how, '+' if chunked else '') for name, how, chunked in rows))
+";
+    let mut python = Command::new("python3");
+    run(python.args(["-c", SCRIPT]).arg(site.storage()).arg(site.manifest_field('C'))).ok().trim().to_owned()
+}
+
+/// Whole files: as they are if they do not shrink. Chunked ones, marked `+`: as they begin. 0 is zlib, 1 is none.
+#[test]
+fn what_does_not_shrink_is_stored_as_it_is_if_asked() {
+    let site = Site::with_repository(&[]);
+    let source = site.path("source");
+    fs::create_dir(&source).expect("mkdir");
+    let mut noise = vec![0; 100_000];
+    openssl::rand::rand_bytes(&mut noise).expect("random bytes");
+    let text = "all work and no play makes a dull text\n".repeat(3000).into_bytes();
+    for (name, content) in [
+        ("empty", &b""[..]),
+        ("short", b"x"),
+        ("small-noise", &noise[..4000]),
+        ("small-text", &text[..4000]),
+        ("noise", &noise),
+        ("text", &text),
+        ("text-then-noise", &[&text[..], &noise].concat()),
+    ] {
+        fs::write(source.join(name), content).expect("write");
+    }
+    pack(&source, &site.path("files.tar"), &["."]);
+    let expected = source_listing(&source);
+
+    let auto = "empty=1 noise=1+ short=1 small-noise=1 small-text=0 text=0+ text-then-noise=0+";
+    let zlib = "empty=0 noise=0+ short=0 small-noise=0 small-text=0 text=0+ text-then-noise=0+";
+    let runs: [(&[&str], &str, bool); 6] = [
+        (&["--compression", "auto"], auto, true),
+        (&["--compression", "auto", "--threads", "1", "--no-index"], auto, false),
+        (&["--compression", "auto", "--threads", "8"], auto, false),
+        (&[], zlib, true),
+        (&["--engine", "zlib-rs", "--no-index"], zlib, true),
+        (&["--compression", "none"], &zlib.replace("=0", "=1"), true),
+    ];
+    for (options, stored, changes) in runs {
+        let outcome = site.ingest_tar("files.tar", options);
+        assert_eq!(stored_how(&site), stored, "{options:?}");
+        assert_eq!(outcome["changed"].as_bool(), Some(changes), "{options:?}: {outcome}");
+        site.check_chunks();
+        site.list(&[]).below("").assert_is(&expected);
+        site.publish(&["verify"]).ok();
+    }
+    assert!(site.ingest(&["--compression", "best", "--delete", "x"]).fails(2).contains("none of zlib, none, auto"));
+}

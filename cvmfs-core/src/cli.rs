@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::clock::UnixSeconds;
 use crate::commit::{self, Publisher, Rehearsal};
-use crate::compression::Effort;
+use crate::compression::{Effort, Engine, Policy};
 use crate::diff;
 use crate::error::{Error, IoContext as _, Result};
 use crate::history::TagName;
@@ -91,6 +91,13 @@ pub struct PublicationArgs {
     /// Threads that compress and hash [default: one a core]
     #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
+    /// How new files are stored: `zlib`, `none`, or `auto`, which leaves what does not shrink as it is [default: as the
+    /// repository is configured]
+    #[arg(long, value_name = "KIND")]
+    pub compression: Option<Policy>,
+    /// Program that compresses: `libdeflate` or `zlib-rs`
+    #[arg(long, value_name = "NAME", default_value_t = Engine::default())]
+    pub engine: Engine,
     /// Effort of compression, 1 (fast) to 9 (small)
     #[arg(long, value_name = "LEVEL", default_value_t = Effort::default().level, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub level: u8,
@@ -99,7 +106,8 @@ pub struct PublicationArgs {
 impl PublicationArgs {
     /// Takes the arguments over.
     pub fn apply(&self, options: &mut Options) {
-        options.pipeline.effort.level = self.level;
+        options.pipeline.compression = self.compression.unwrap_or(options.pipeline.compression);
+        options.pipeline.effort = Effort { engine: self.engine, level: self.level };
         options.pipeline.threads = self.threads;
         options.use_index = !self.no_index;
         options.commit.effort = options.pipeline.effort;

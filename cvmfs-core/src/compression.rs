@@ -51,6 +51,78 @@ impl FromStr for Compression {
     }
 }
 
+/// How new files are to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Policy {
+    /// As zlib streams.
+    #[default]
+    Zlib,
+    /// As they are.
+    None,
+    /// As zlib streams, but as they are if that is not longer.
+    ///
+    /// All objects of a file are stored the same way, so a file that is not held in memory whole is judged by samples
+    /// of its beginning.
+    Auto,
+}
+
+impl From<Compression> for Policy {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Zlib => Self::Zlib,
+            Compression::None => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Zlib => "zlib",
+            Self::None => "none",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "zlib" => Ok(Self::Zlib),
+            "none" => Ok(Self::None),
+            "auto" => Ok(Self::Auto),
+            _ => Err(Error::invalid("compression", format!("{text:?} is none of zlib, none, auto"))),
+        }
+    }
+}
+
+impl Policy {
+    /// Decides for a file that begins with these bytes; the more of them, the better.
+    pub fn judge(self, engine: Engine, start: &[u8]) -> Compression {
+        match self {
+            Self::Zlib => Compression::Zlib,
+            Self::Auto if shrinks(engine, start) => Compression::Zlib,
+            Self::Auto | Self::None => Compression::None,
+        }
+    }
+}
+
+/// Number and size of the samples by which bytes are judged.
+const SAMPLES: usize = 4;
+const SAMPLE_SIZE: usize = 64 * 1024;
+
+/// Whether samples that are spread over the bytes become shorter. The fastest level sees that as well as any other.
+fn shrinks(engine: Engine, bytes: &[u8]) -> bool {
+    let mut compressor = Compressor::new(Effort { engine, level: 1 });
+    let samples = bytes.chunks((bytes.len() / SAMPLES).max(SAMPLE_SIZE));
+    let samples = samples.map(|part| &part[..part.len().min(SAMPLE_SIZE)]);
+    let (plain, stored) = samples
+        .fold((0, 0), |(plain, stored), sample| (plain + sample.len(), stored + compressor.compress(sample).len()));
+    stored < plain
+}
+
 /// The program that writes zlib streams; all of them are read by every client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Engine {
@@ -61,6 +133,44 @@ pub enum Engine {
     /// zlib-rs.
     #[cfg_attr(not(feature = "libdeflate"), default)]
     ZlibRs,
+}
+
+impl Engine {
+    /// All engines of this build.
+    pub const ALL: &[Self] = &[
+        #[cfg(feature = "libdeflate")]
+        Self::Libdeflate,
+        Self::ZlibRs,
+    ];
+
+    /// The name in arguments.
+    pub const fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "libdeflate")]
+            Self::Libdeflate => "libdeflate",
+            Self::ZlibRs => "zlib-rs",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Engine {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.iter().copied().find(|engine| engine.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|engine| engine.name()).collect();
+            Error::invalid(
+                "compression engine",
+                format!("{text:?} is not in this build, which has {}", names.join(", ")),
+            )
+        })
+    }
 }
 
 /// Engine and effort.
@@ -310,17 +420,9 @@ mod tests {
         .collect()
     }
 
-    fn engines() -> Vec<Engine> {
-        vec![
-            #[cfg(feature = "libdeflate")]
-            Engine::Libdeflate,
-            Engine::ZlibRs,
-        ]
-    }
-
     #[test]
     fn every_engine_and_level_reads_back() {
-        for engine in engines() {
+        for &engine in Engine::ALL {
             for level in [1, 6, 9] {
                 let mut compressor = Compressor::new(Effort { engine, level });
                 for size in [0, 1, 1000, BLOCK_SIZE, 3 * BLOCK_SIZE + 17] {
@@ -330,6 +432,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_judged_so() {
+        let noise: Vec<u8> = (0..8).flat_map(|seed| Algorithm::Sha1.hash(&[seed]).digest().to_vec()).collect();
+        for &engine in Engine::ALL {
+            for (expected, bytes) in [
+                (Compression::Zlib, &sample(1_000_000)[..]),
+                (Compression::Zlib, &[0; 100]),
+                (Compression::None, &noise),
+                (Compression::None, b""),
+            ] {
+                assert_eq!(Policy::Auto.judge(engine, bytes), expected, "{engine}: {} bytes", bytes.len());
+                assert_eq!(Policy::Zlib.judge(engine, bytes), Compression::Zlib);
+                assert_eq!(Policy::None.judge(engine, bytes), Compression::None);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_policies_and_engines_read_back() {
+        for policy in [Policy::Zlib, Policy::None, Policy::Auto] {
+            assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);
+        }
+        for &engine in Engine::ALL {
+            assert_eq!(engine.to_string().parse::<Engine>().unwrap(), engine);
+        }
+        assert!("gzip".parse::<Policy>().is_err());
+        assert!("zlib".parse::<Engine>().is_err());
     }
 
     #[test]

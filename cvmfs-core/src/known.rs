@@ -8,18 +8,18 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
-use crate::compression::Compression;
+use crate::compression::{Compression, Policy};
 use crate::error::{DatabaseContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
 
 /// Version of the file; a file of another version is replaced.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// New pieces that are kept in memory before they are written.
 const BATCH: usize = 64;
 /// Plain bytes of new pieces after which they are written.
@@ -35,14 +35,31 @@ pub struct PieceKey([u8; 32]);
 
 impl PieceKey {
     /// Names a piece that is to become an object of this kind, algorithm and compression.
-    pub fn of(plain: &[u8], kind: ObjectKind, algorithm: Algorithm, compression: Compression) -> Self {
-        let mut hasher = blake3::Hasher::new();
+    pub fn of(plain: &[u8], kind: ObjectKind, algorithm: Algorithm, policy: Policy) -> Self {
+        let mut hasher = PieceHasher::default();
         hasher.update(plain);
+        hasher.key(kind, algorithm, policy)
+    }
+}
+
+/// Names a piece that comes in parts.
+#[derive(Debug, Clone, Default)]
+pub struct PieceHasher(blake3::Hasher);
+
+impl PieceHasher {
+    /// Adds the next plain bytes.
+    pub fn update(&mut self, plain: &[u8]) {
+        self.0.update(plain);
+    }
+
+    /// The name of all bytes so far; see [`PieceKey::of`].
+    pub fn key(&self, kind: ObjectKind, algorithm: Algorithm, policy: Policy) -> PieceKey {
+        let mut hasher = self.0.clone();
         // The length keeps the suffix from being mistaken for content.
-        hasher.update(&(plain.len() as u64).to_le_bytes());
+        hasher.update(&hasher.count().to_le_bytes());
         hasher.update(kind.suffix().as_bytes());
-        hasher.update(&[algorithm as u8, compression as u8]);
-        Self(*hasher.finalize().as_bytes())
+        hasher.update(&[algorithm as u8, policy as u8]);
+        PieceKey(*hasher.finalize().as_bytes())
     }
 }
 
@@ -53,6 +70,8 @@ pub struct KnownObject {
     pub id: ObjectId,
     /// Its stored bytes, to see whether it is whole.
     pub stored_size: u64,
+    /// How they are stored.
+    pub compression: Compression,
 }
 
 /// An index in a file of its own.
@@ -60,7 +79,7 @@ pub struct KnownObject {
 pub struct KnownContent {
     state: Mutex<State>,
     capacity: u64,
-    path: std::path::PathBuf,
+    path: PathBuf,
 }
 
 #[derive(Debug)]
@@ -96,14 +115,16 @@ impl KnownContent {
         if let Some(object) = state.fresh.get(key) {
             return Some(*object);
         }
-        let query = || -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64)>> {
-            let mut statement = state.connection.prepare_cached("SELECT digest, size FROM known WHERE piece = ?1")?;
-            statement.query_row([&key.0[..]], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        let query = || -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64, bool)>> {
+            let sql = "SELECT digest, size, plain FROM known WHERE piece = ?1";
+            let mut statement = state.connection.prepare_cached(sql)?;
+            statement.query_row([&key.0[..]], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
         };
         // A cache that cannot be read knows nothing.
-        let (digest, size) = query().ok().flatten()?;
+        let (digest, size, plain) = query().ok().flatten()?;
         let id = ObjectId::new(ContentHash::new(algorithm, digest), kind);
-        Some(KnownObject { id, stored_size: size.cast_unsigned() })
+        let compression = if plain { Compression::None } else { Compression::Zlib };
+        Some(KnownObject { id, stored_size: size.cast_unsigned(), compression })
     }
 
     /// Remembers what a piece of so many plain bytes became.
@@ -126,11 +147,11 @@ impl KnownContent {
         let mut write = || -> rusqlite::Result<()> {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
-                let sql = "INSERT OR REPLACE INTO known (piece, digest, size) VALUES (?1, ?2, ?3)";
+                let sql = "INSERT OR REPLACE INTO known (piece, digest, size, plain) VALUES (?1, ?2, ?3, ?4)";
                 let mut insert = transaction.prepare_cached(sql)?;
                 for (key, object) in fresh.iter() {
                     let (digest, size) = (object.id.hash.digest(), object.stored_size.cast_signed());
-                    insert.execute((&key.0[..], &digest[..], size))?;
+                    insert.execute((&key.0[..], &digest[..], size, object.compression == Compression::None))?;
                 }
                 // Row numbers grow, so the smallest are the oldest.
                 let oldest = "DELETE FROM known WHERE rowid <= (SELECT max(rowid) FROM known) - ?1";
@@ -161,6 +182,11 @@ impl KnownContent {
         Ok(written.cast_unsigned() + state.fresh.len() as u64)
     }
 
+    /// The file of the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether nothing is remembered.
     pub fn is_empty(&self) -> Result<bool> {
         Ok(self.len()? == 0)
@@ -188,7 +214,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     if version != VERSION {
         connection.execute_batch(&format!(
             "DROP TABLE IF EXISTS known;
-             CREATE TABLE known (id INTEGER PRIMARY KEY, piece BLOB UNIQUE, digest BLOB, size INTEGER);
+             CREATE TABLE known (id INTEGER PRIMARY KEY, piece BLOB UNIQUE, digest BLOB, size INTEGER, plain INTEGER);
              PRAGMA user_version = {VERSION};"
         ))?;
     }
@@ -209,11 +235,13 @@ mod tests {
     use super::*;
 
     fn key(text: &[u8]) -> PieceKey {
-        PieceKey::of(text, ObjectKind::File, Algorithm::Sha1, Compression::Zlib)
+        PieceKey::of(text, ObjectKind::File, Algorithm::Sha1, Policy::Zlib)
     }
 
     fn object(text: &[u8]) -> KnownObject {
-        KnownObject { id: ObjectId::of(Algorithm::Sha1, ObjectKind::File, text), stored_size: 5 }
+        let id = ObjectId::of(Algorithm::Sha1, ObjectKind::File, text);
+        let compression = if text == b"plain" { Compression::None } else { Compression::Zlib };
+        KnownObject { id, stored_size: 5, compression }
     }
 
     fn find(index: &KnownContent, text: &[u8]) -> Option<KnownObject> {
@@ -231,9 +259,9 @@ mod tests {
         index.flush();
         let other = KnownContent::open(&path, 10).unwrap();
         assert_eq!(find(&other, b"a"), Some(object(b"1")));
-        other.remember(key(b"b"), object(b"2"), 1);
+        other.remember(key(b"b"), object(b"plain"), 1);
         drop(other);
-        assert_eq!(find(&index, b"b"), Some(object(b"2")));
+        assert_eq!(find(&index, b"b"), Some(object(b"plain")));
         assert_eq!(index.len().unwrap(), 2);
         index.clear().unwrap();
         assert!(index.is_empty().unwrap());
@@ -243,9 +271,10 @@ mod tests {
     fn how_bytes_are_stored_is_part_of_their_name() {
         let keys = [
             key(b"a"),
-            PieceKey::of(b"a", ObjectKind::Chunk, Algorithm::Sha1, Compression::Zlib),
-            PieceKey::of(b"a", ObjectKind::File, Algorithm::Rmd160, Compression::Zlib),
-            PieceKey::of(b"a", ObjectKind::File, Algorithm::Sha1, Compression::None),
+            PieceKey::of(b"a", ObjectKind::Chunk, Algorithm::Sha1, Policy::Zlib),
+            PieceKey::of(b"a", ObjectKind::File, Algorithm::Rmd160, Policy::Zlib),
+            PieceKey::of(b"a", ObjectKind::File, Algorithm::Sha1, Policy::None),
+            PieceKey::of(b"a", ObjectKind::File, Algorithm::Sha1, Policy::Auto),
         ];
         for (index, key) in keys.iter().enumerate() {
             assert!(!keys[index + 1..].contains(key));

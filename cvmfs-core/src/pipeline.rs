@@ -18,7 +18,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::change::{Change, ChangeSource, Content, Metadata, Origin};
 use crate::changeset::ChangeSet;
 use crate::chunking::ChunkSizes;
-use crate::compression::{CompressingWriter, Compression, Compressor, Effort};
+use crate::compression::{CompressingWriter, Compression, Compressor, Effort, Policy};
 use crate::entry::{Chunk, EntryKind, FileContent, FileObjects};
 use crate::error::{Error, Result};
 use crate::hash::{Algorithm, ObjectId, ObjectKind};
@@ -34,14 +34,16 @@ const BLOCK_SIZE: usize = 256 * 1024;
 const MAX_WAITING: usize = 20_000;
 /// A file that is not cut and larger than this is deflated as a stream instead of whole in memory.
 const WHOLE_FILE_MAX: u64 = 16 << 20;
+/// Bytes at the beginning of such a file by which it is judged whether it is worth deflating.
+const JUDGED_SIZE: usize = 1 << 20;
 
 /// How content becomes objects.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Hash algorithm of new objects.
     pub algorithm: Algorithm,
-    /// Compression of new objects.
-    pub compression: Compression,
+    /// How new files are stored.
+    pub compression: Policy,
     /// Who compresses, and how hard.
     pub effort: Effort,
     /// Chunk sizes; `None` stores every file whole.
@@ -59,7 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             algorithm: Algorithm::default(),
-            compression: Compression::default(),
+            compression: Policy::default(),
             effort: Effort::default(),
             chunking: Some(ChunkSizes::default()),
             external: false,
@@ -181,10 +183,22 @@ struct Wanted {
     jobs: usize,
 }
 
+/// A piece of a file that is to be stored.
+struct Job {
+    /// The number of its change.
+    number: u64,
+    /// Where in the file it begins.
+    offset: u64,
+    kind: ObjectKind,
+    compression: Policy,
+    plain: Vec<u8>,
+}
+
 /// A stored piece of a file.
 struct Piece {
     chunk: Chunk,
     kind: ObjectKind,
+    compression: Compression,
     stored_size: u64,
     put: Put,
 }
@@ -194,15 +208,15 @@ impl Shared<'_> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A worker's job: deflate, hash, put, deliver.
-    fn work(&self, number: u64, offset: u64, kind: ObjectKind, plain: Vec<u8>) {
+    /// What a worker does: deflate, hash, put, deliver.
+    fn work(&self, job: Job) {
         if self.mailbox().closed {
             return;
         }
-        let result = self.store_piece(offset, kind, &plain);
-        self.progress.advance(plain.len() as u64);
-        let length = plain.len();
-        drop(plain);
+        let result = self.store_piece(&job);
+        let (number, length) = (job.number, job.plain.len());
+        drop(job);
+        self.progress.advance(length as u64);
         let mut mailbox = self.mailbox();
         mailbox.results.push((number, result));
         mailbox.bytes -= length;
@@ -213,17 +227,19 @@ impl Shared<'_> {
         }
     }
 
-    fn store_piece(&self, offset: u64, kind: ObjectKind, plain: &[u8]) -> Result<Piece> {
-        let Options { algorithm, compression, .. } = *self.options;
+    fn store_piece(&self, job: &Job) -> Result<Piece> {
+        let algorithm = self.options.algorithm;
+        let &Job { offset, kind, compression, ref plain, .. } = job;
         let size = plain.len() as u64;
         let piece = |object: KnownObject, put| Piece {
             chunk: Chunk { offset, size, hash: object.id.hash },
             kind,
+            compression: object.compression,
             stored_size: object.stored_size,
             put,
         };
         let Some(known) = self.known else {
-            let (object, put) = self.compress_and_put(kind, plain)?;
+            let (object, put) = self.compress_and_put(job)?;
             return Ok(piece(object, put));
         };
         let key = PieceKey::of(plain, kind, algorithm, compression);
@@ -232,28 +248,32 @@ impl Shared<'_> {
         {
             return Ok(piece(object, Put::Present));
         }
-        let (object, put) = self.compress_and_put(kind, plain)?;
+        let (object, put) = self.compress_and_put(job)?;
         known.remember(key, object, size);
         Ok(piece(object, put))
     }
 
-    fn compress_and_put(&self, kind: ObjectKind, plain: &[u8]) -> Result<(KnownObject, Put)> {
-        let Options { algorithm, compression, effort, .. } = *self.options;
-        let store = |stored: &[u8]| {
+    fn compress_and_put(&self, job: &Job) -> Result<(KnownObject, Put)> {
+        let Options { algorithm, effort, .. } = *self.options;
+        let &Job { kind, compression, ref plain, .. } = job;
+        let put = |stored: &[u8], compression| {
             let id = ObjectId::of(algorithm, kind, stored);
             let put = self.store.put(&id, stored)?;
-            Ok((KnownObject { id, stored_size: stored.len() as u64 }, put))
+            Ok((KnownObject { id, stored_size: stored.len() as u64, compression }, put))
         };
-        match compression {
-            Compression::Zlib => {
-                let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
-                let stored = store(compressor.compress(plain));
-                self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-                stored
-            }
-            Compression::None => store(plain),
+        if compression == Policy::None {
+            return put(plain, Compression::None);
         }
+        let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
+        let stored = compressor.compress(plain);
+        let result = if compression == Policy::Auto && stored.len() >= plain.len() {
+            put(plain, Compression::None)
+        } else {
+            put(stored, Compression::Zlib)
+        };
+        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        result
     }
 }
 
@@ -336,12 +356,14 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
         self.take(length)?;
         let mut bytes = vec![0; length];
         self.read_exact(path, &mut bytes)?;
-        self.store_piece(number, 0, ObjectKind::File, bytes);
+        let compression = self.shared.options.compression;
+        self.store_piece(Job { number, offset: 0, kind: ObjectKind::File, compression, plain: bytes });
         Ok(())
     }
 
     /// Reads a file that may become several objects, and returns their number.
     fn read_chunks(&mut self, number: u64, path: &RepoPath, size: u64, sizes: ChunkSizes) -> Result<usize> {
+        let Options { mut compression, effort, .. } = *self.shared.options;
         let mut cutter = sizes.cutter();
         let mut block = vec![0; BLOCK_SIZE];
         let (mut piece, mut pieces, mut offset, mut left) = (Vec::new(), 0, 0, size);
@@ -354,21 +376,30 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
             while let Some(cut) = cutter.next_cut(rest) {
                 piece.extend_from_slice(&rest[..cut]);
                 rest = &rest[cut..];
-                offset += self.store_piece(number, offset, ObjectKind::Chunk, mem::take(&mut piece));
+                if pieces == 0 {
+                    // All chunks of a file are stored as its first one.
+                    compression = compression.judge(effort.engine, &piece).into();
+                }
+                let plain = mem::take(&mut piece);
+                offset += self.store_piece(Job { number, offset, kind: ObjectKind::Chunk, compression, plain });
                 pieces += 1;
             }
             piece.extend_from_slice(rest);
         }
         // A file without a cut is stored as if it had been small.
         let kind = if pieces == 0 { ObjectKind::File } else { ObjectKind::Chunk };
-        self.store_piece(number, offset, kind, piece);
+        self.store_piece(Job { number, offset, kind, compression, plain: piece });
         Ok(pieces + 1)
     }
 
     /// Reads a large file that becomes one object, without holding it in memory.
     fn read_stream(&mut self, number: u64, path: &RepoPath, size: u64) -> Result<()> {
         let Options { algorithm, compression, effort, .. } = *self.shared.options;
-        let mut content = ExactReader { source: &mut *self.source, left: size };
+        let mut start = vec![0; JUDGED_SIZE];
+        self.read_exact(path, &mut start)?;
+        let compression = compression.judge(effort.engine, &start);
+        let left = size - start.len() as u64;
+        let mut content = io::Cursor::new(start).chain(ExactReader { source: &mut *self.source, left });
         let fail = |error| read_error(&path.to_string(), error);
         let mut sink = ObjectWriter::new(self.shared.store, algorithm)?;
         let progress = |size| self.shared.progress.advance(size);
@@ -381,7 +412,7 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
         }
         let StoredObject { id, stored_size, put } = sink.finish(ObjectKind::File)?;
         let chunk = Chunk { offset: 0, size, hash: id.hash };
-        self.recorder.take(vec![(number, Ok(Piece { chunk, kind: ObjectKind::File, stored_size, put }))])
+        self.recorder.take(vec![(number, Ok(Piece { chunk, kind: ObjectKind::File, compression, stored_size, put }))])
     }
 
     fn read_exact(&mut self, path: &RepoPath, buffer: &mut [u8]) -> Result<()> {
@@ -391,11 +422,11 @@ impl<'env: 'scope, 'scope> Reader<'_, 'scope, 'env> {
     }
 
     /// Hands a piece, whose bytes are taken of the budget, to the workers and returns its size.
-    fn store_piece(&self, number: u64, offset: u64, kind: ObjectKind, plain: Vec<u8>) -> u64 {
-        let size = plain.len() as u64;
+    fn store_piece(&self, job: Job) -> u64 {
+        let size = job.plain.len() as u64;
         let shared = self.shared;
         shared.mailbox().jobs += 1;
-        self.workers.spawn(move |_| shared.work(number, offset, kind, plain));
+        self.workers.spawn(move |_| shared.work(job));
         size
     }
 }
@@ -519,7 +550,8 @@ impl Recorder<'_> {
                     [piece] if piece.kind == ObjectKind::File => FileObjects::Whole(piece.chunk.hash),
                     _ => FileObjects::Chunked { chunks: pieces.iter().map(|piece| piece.chunk).collect(), bulk: None },
                 };
-                let Options { compression, external, .. } = *self.options;
+                let compression = pieces.first().map_or_else(Compression::default, |piece| piece.compression);
+                let external = self.options.external;
                 let file = FileContent { size, compression, objects, external, direct_io: false };
                 self.changes.put(&path, &metadata.into_entry(EntryKind::File(file)))
             }
@@ -641,18 +673,33 @@ mod tests {
         std::iter::repeat_with(next).take(size).collect()
     }
 
+    /// Bytes that no compressor shrinks; the generator of `noise` repeats itself too soon.
+    fn random(seed: u64, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
     fn small_chunks() -> Options {
         Options { chunking: Some(ChunkSizes::new(1024, 2048, 4096).unwrap()), ..Options::default() }
     }
 
-    fn run_on(
+    fn run_on(source: &mut Files, store: &dyn WriteStore, options: &Options) -> Result<Results> {
+        run_with(source, store, None, options)
+    }
+
+    type Results = (Outcome, Vec<(String, FileContent)>);
+
+    fn run_with(
         source: &mut Files,
         store: &dyn WriteStore,
+        known: Option<&KnownContent>,
         options: &Options,
-    ) -> Result<(Outcome, Vec<(String, FileContent)>)> {
+    ) -> Result<Results> {
         let directory = tempfile::tempdir().unwrap();
         let mut changes = ChangeSet::create(&directory.path().join("set"), ContentHash::null(Algorithm::Sha1))?;
-        let outcome = run(source, store, &mut changes, None, options, &Silent, &Cancel::new())?;
+        let outcome = run(source, store, &mut changes, known, options, &Silent, &Cancel::new())?;
         let mut files = Vec::new();
         changes.for_each(|pending| {
             if let Op::Put(entry) = pending.op
@@ -671,11 +718,13 @@ mod tests {
             (0..40).map(|index| noise(index, [0, 1, 1023, 1024, 1025, 5000, 70_000][index as usize % 7])).collect();
         let mut results = Vec::new();
         for (threads, compression, chunked) in [
-            (1, Compression::Zlib, true),
-            (2, Compression::Zlib, true),
-            (8, Compression::Zlib, true),
-            (2, Compression::None, true),
-            (2, Compression::Zlib, false),
+            (1, Policy::Zlib, true),
+            (2, Policy::Zlib, true),
+            (8, Policy::Zlib, true),
+            (2, Policy::None, true),
+            (2, Policy::Zlib, false),
+            (1, Policy::Auto, true),
+            (8, Policy::Auto, true),
         ] {
             let options = Options { threads, compression, max_bytes_in_flight: Some(1), ..small_chunks() };
             let options = if chunked { options } else { Options { chunking: None, ..options } };
@@ -698,6 +747,65 @@ mod tests {
         }
         assert_eq!(results[0], results[1]);
         assert_eq!(results[0], results[2]);
+        assert_eq!(results[5], results[6]);
+    }
+
+    /// Text shrinks, noise does not.
+    #[test]
+    fn what_does_not_shrink_is_stored_as_it_is() {
+        let text = |size: usize| b"all work and no play ".iter().copied().cycle().take(size).collect::<Vec<u8>>();
+        let noise = |size| random(7, size);
+        let large = usize::try_from(WHOLE_FILE_MAX).unwrap() + 1;
+        let chunked = small_chunks().chunking;
+        let directory = tempfile::tempdir().unwrap();
+        let known = KnownContent::open(&directory.path().join("known"), 1000).unwrap();
+        let store = MemoryStore::new();
+        for (content, chunking, expected) in [
+            (text(500), chunked, Compression::Zlib),
+            (noise(500), chunked, Compression::None),
+            (b"short".to_vec(), chunked, Compression::None),
+            // Without a cut: zeros would have none, but for the largest size.
+            (vec![0; 4096], chunked, Compression::Zlib),
+            (text(50_000), chunked, Compression::Zlib),
+            (noise(50_000), chunked, Compression::None),
+            ([text(5000), noise(50_000)].concat(), chunked, Compression::Zlib),
+            ([noise(5000), text(50_000)].concat(), chunked, Compression::None),
+            (text(large), None, Compression::Zlib),
+            (noise(large), None, Compression::None),
+        ] {
+            let options = Options { compression: Policy::Auto, chunking, ..Options::default() };
+            for known in [None, Some(&known), Some(&known)] {
+                let mut source = Files::new(vec![("file".into(), Some(content.clone()))]);
+                let (_, files) = run_with(&mut source, &store, known, &options).unwrap();
+                let file = &files[0].1;
+                assert_eq!(file.compression, expected, "{} bytes", content.len());
+                let mut plain = Vec::new();
+                for (id, _) in file.parts() {
+                    object::open(&store, &id, file.compression).unwrap().read_to_end(&mut plain).unwrap();
+                }
+                assert!(plain == content);
+            }
+        }
+    }
+
+    /// What was stored for one policy says nothing about another.
+    #[test]
+    fn the_result_does_not_depend_on_who_filled_the_index() {
+        let directory = tempfile::tempdir().unwrap();
+        let known = KnownContent::open(&directory.path().join("known"), 1000).unwrap();
+        let store = MemoryStore::new();
+        for _ in 0..2 {
+            for (compression, expected) in [
+                (Policy::Zlib, [Compression::Zlib, Compression::Zlib]),
+                (Policy::None, [Compression::None, Compression::None]),
+                (Policy::Auto, [Compression::Zlib, Compression::None]),
+            ] {
+                let contents = vec![("a".into(), Some(vec![0; 500])), ("b".into(), Some(random(7, 500)))];
+                let options = Options { compression, ..Options::default() };
+                let (_, files) = run_with(&mut Files::new(contents), &store, Some(&known), &options).unwrap();
+                assert_eq!([files[0].1.compression, files[1].1.compression], expected, "{compression}");
+            }
+        }
     }
 
     /// The data and boundaries are those of the chunking test vectors.

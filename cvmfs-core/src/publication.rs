@@ -54,7 +54,7 @@ impl Options {
         Self {
             pipeline: pipeline::Options {
                 algorithm: config.algorithm,
-                compression: config.compression,
+                compression: config.compression.into(),
                 chunking: config.chunking,
                 external: config.external,
                 ..pipeline::Options::default()

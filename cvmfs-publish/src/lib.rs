@@ -4,6 +4,7 @@
 //! function, and prints. What changes a repository ends in [`cvmfs_core::commit`].
 
 pub mod edit;
+pub mod index;
 pub mod inspect;
 pub mod mkfs;
 pub mod mode;

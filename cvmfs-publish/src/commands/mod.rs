@@ -1,6 +1,7 @@
 //! One file a command: arguments, conversion to library options, call, print.
 
 mod cat;
+mod index;
 mod info;
 mod ls;
 mod mkfs;
@@ -38,6 +39,7 @@ enum Command {
     Ls(ls::Arguments),
     Cat(cat::Arguments),
     Verify(verify::Arguments),
+    Index(index::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -48,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Ls(arguments) => ls::run(global, arguments),
         Command::Cat(arguments) => cat::run(global, arguments),
         Command::Verify(arguments) => verify::run(global, arguments),
+        Command::Index(arguments) => index::run(global, arguments),
     }
 }
 
