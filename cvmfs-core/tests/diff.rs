@@ -184,6 +184,7 @@ fn each_kind_of_change_is_told() {
             link("names/c", "names/a"),
         ],
     );
+    let old = model.view();
     let after = build(
         &repo,
         &mut model,
@@ -222,12 +223,19 @@ fn each_kind_of_change_is_told() {
     let quiet = whole(&repo, before, after, Options::default());
     assert_eq!(quiet.len(), lines.len() - 1);
     let mut summary = Summary::default();
-    quiet.iter().for_each(|difference| summary.add(difference));
+    for difference in &quiet {
+        summary.add(difference);
+    }
     let counts = Summary { added: 2, removed: 3, changed: 6, metadata_only: 3, bytes_added: 16, bytes_removed: 12 };
     assert_eq!(summary, counts);
     let json = serde_json::to_value(diff::Report::from(&quiet[0])).unwrap();
     assert_eq!(json["aspects"], serde_json::json!(["size", "content", "chunks"]));
     assert_eq!((&json["fate"], &json["before"]["size"]), (&"changed".into(), &3.into()));
+
+    apply(&repo, before);
+    assert_eq!(view(&repo.tree()), old);
+    apply(&repo, after);
+    assert_eq!(view(&repo.tree()), model.view());
 }
 
 /// The place of a copy against its original: what makes the copy.
