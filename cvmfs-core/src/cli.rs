@@ -18,6 +18,7 @@ use crate::compression::{Effort, Engine, Policy};
 use crate::diff;
 use crate::error::{Error, IoContext as _, Result};
 use crate::history::TagName;
+use crate::hooks::{Hooks, Operation};
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Silent, Unit};
 use crate::publication::{Destination, Options, Outcome};
@@ -125,11 +126,19 @@ impl PublicationArgs {
         now: UnixSeconds,
         publish: impl FnOnce(&Publisher, &dyn Progress, &Cancel) -> Result<Outcome>,
     ) -> Result<()> {
+        let hooks = Hooks::new(&global.server_root()?, &publisher.config.name);
+        let is_revision = !self.dry_run && !self.transaction;
+        if is_revision {
+            hooks.before(Operation::Publish, publisher.head(now)?.manifest().revision)?;
+        }
         let rehearsal = self.dry_run.then(|| publisher.rehearsal(now)).transpose()?;
         let progress = global.progress();
         let outcome = publish(rehearsal.as_deref().unwrap_or(publisher), &*progress, &cancel_on_signals()?)?;
         drop(progress);
         global.warn(&outcome.warnings);
+        if let Some(commit) = outcome.commit.as_ref().filter(|_| is_revision) {
+            global.warn(&hooks.after(Operation::Publish, commit.revision));
+        }
         match &rehearsal {
             Some(rehearsal) => global.print_rehearsal(rehearsal, now, &outcome),
             None => global.print(&outcome, &summary(&outcome)),

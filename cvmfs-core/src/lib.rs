@@ -61,6 +61,7 @@ pub mod change;
 pub mod changeset;
 pub mod commit;
 pub mod diff;
+pub mod hooks;
 pub mod idmap;
 pub mod known;
 pub mod listing;

@@ -1,10 +1,13 @@
 //! One file a command: arguments, conversion to library options, call, print.
 
+mod abort;
 mod cat;
+mod edit;
 mod index;
 mod info;
 mod ls;
 mod mkfs;
+mod transaction;
 mod verify;
 
 use std::path::PathBuf;
@@ -40,6 +43,22 @@ enum Command {
     Cat(cat::Arguments),
     Verify(verify::Arguments),
     Index(index::Arguments),
+    Transaction(transaction::Arguments),
+    Abort(abort::Arguments),
+    #[command(name = "rm")]
+    Remove(edit::Remove),
+    #[command(name = "mkdir")]
+    MakeDirectory(edit::MakeDirectory),
+    #[command(name = "mv")]
+    Move(edit::Move),
+    #[command(name = "cp")]
+    Copy(edit::Copy),
+    #[command(name = "ln")]
+    Link(edit::Link),
+    #[command(name = "chmod")]
+    SetMode(edit::SetMode),
+    #[command(name = "chown")]
+    SetOwner(edit::SetOwner),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -51,6 +70,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Cat(arguments) => cat::run(global, arguments),
         Command::Verify(arguments) => verify::run(global, arguments),
         Command::Index(arguments) => index::run(global, arguments),
+        Command::Transaction(arguments) => transaction::run(global, arguments),
+        Command::Abort(arguments) => abort::run(global, arguments),
+        Command::Remove(arguments) => edit::remove(global, arguments),
+        Command::MakeDirectory(arguments) => edit::make_directory(global, arguments),
+        Command::Move(arguments) => edit::move_to(global, arguments),
+        Command::Copy(arguments) => edit::copy(global, arguments),
+        Command::Link(arguments) => edit::link(global, arguments),
+        Command::SetMode(arguments) => edit::set_mode(global, arguments),
+        Command::SetOwner(arguments) => edit::set_owner(global, arguments),
     }
 }
 
