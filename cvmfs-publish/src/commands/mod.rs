@@ -4,6 +4,7 @@ mod cat;
 mod info;
 mod ls;
 mod mkfs;
+mod publish;
 mod verify;
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mkfs(mkfs::Arguments),
+    Publish(Box<publish::Arguments>),
     Info(info::Arguments),
     Ls(ls::Arguments),
     Cat(cat::Arguments),
@@ -44,6 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Mkfs(arguments) => mkfs::run(global, arguments),
+        Command::Publish(arguments) => publish::run(global, arguments),
         Command::Info(arguments) => info::run(global, arguments),
         Command::Ls(arguments) => ls::run(global, arguments),
         Command::Cat(arguments) => cat::run(global, arguments),
