@@ -111,11 +111,16 @@ impl PublicationArgs {
         options.pipeline.effort = Effort { engine: self.engine, level: self.level };
         options.pipeline.threads = self.threads;
         options.use_index = !self.no_index;
-        options.commit.effort = options.pipeline.effort;
-        options.commit.threads = self.threads;
-        options.commit.tag.clone_from(&self.tag);
-        options.commit.message.clone_from(&self.message);
+        self.apply_to_commit(&mut options.commit);
         options.destination = if self.transaction { Destination::Transaction } else { Destination::Revision };
+    }
+
+    /// Takes over what a commit without new content needs.
+    pub fn apply_to_commit(&self, options: &mut commit::Options) {
+        options.effort = Effort { engine: self.engine, level: self.level };
+        options.threads = self.threads;
+        options.tag.clone_from(&self.tag);
+        options.message.clone_from(&self.message);
     }
 
     /// Publishes, or rehearses that, and prints what came of it.

@@ -8,3 +8,4 @@ pub mod index;
 pub mod inspect;
 pub mod mkfs;
 pub mod mode;
+pub mod publish;

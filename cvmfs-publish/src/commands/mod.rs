@@ -7,6 +7,7 @@ mod index;
 mod info;
 mod ls;
 mod mkfs;
+mod publish;
 mod transaction;
 mod verify;
 
@@ -38,6 +39,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mkfs(mkfs::Arguments),
+    Publish(Box<publish::Arguments>),
     Info(info::Arguments),
     Ls(ls::Arguments),
     Cat(cat::Arguments),
@@ -65,6 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Mkfs(arguments) => mkfs::run(global, arguments),
+        Command::Publish(arguments) => publish::run(global, arguments),
         Command::Info(arguments) => info::run(global, arguments),
         Command::Ls(arguments) => ls::run(global, arguments),
         Command::Cat(arguments) => cat::run(global, arguments),

@@ -1,0 +1,334 @@
+//! Listing one directory of the file system: names, metadata, extended attributes, targets of links.
+//!
+//! Everything is found from the source's top directory down, and no symbolic link is followed on the way, so that
+//! nobody who can write there makes us read something else.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use cvmfs_core::entry::{Mtime, Special};
+use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::glob::Pattern;
+use cvmfs_core::path::RepoPath;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+/// From this many entries on, a directory is looked at by several threads.
+const LARGE: usize = 8192;
+/// Most bytes of one extended attribute that Linux has.
+const XATTR_MAX: usize = 64 * 1024;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Symlink,
+    Special(Special),
+}
+
+/// What the system knows of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) kind: Kind,
+    pub(super) permissions: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) size: u64,
+    pub(super) mtime: Mtime,
+    /// Time of the last change of anything, in seconds and nanoseconds.
+    pub(super) changed: (i64, u64),
+    pub(super) links: u64,
+    /// File system and number there: what the names of one file have in common.
+    pub(super) inode: (u64, u64),
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) name: Vec<u8>,
+    pub(super) status: Status,
+    /// Extended attributes as they are.
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Target of a symbolic link.
+    pub(super) target: Vec<u8>,
+}
+
+/// Which entries count.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Selection {
+    /// Paths, relative to the top directory, that are as if they were not there.
+    pub(super) exclude: Vec<Exclude>,
+    /// Whether extended attributes are read.
+    pub(super) xattrs: bool,
+    /// Whether directories of other file systems stay closed.
+    pub(super) one_file_system: bool,
+}
+
+/// A pattern for paths to leave out.
+///
+/// Without a slash in it, it is for the last component at any depth; else for the whole path from the top directory.
+/// Wildcards stay within one component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exclude {
+    components: Vec<Pattern>,
+    anchored: bool,
+}
+
+impl std::str::FromStr for Exclude {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = |reason: &str| Error::invalid(format!("pattern {text:?}"), reason);
+        let trimmed = text.strip_suffix('/').unwrap_or(text);
+        let pattern = Pattern::parse(trimmed.as_bytes())
+            .ok_or_else(|| invalid("a backslash must be followed by *, ? or \\"))?
+            .components();
+        if pattern.is_empty() {
+            return Err(invalid("it matches nothing"));
+        }
+        Ok(Self { components: pattern, anchored: trimmed.contains('/') })
+    }
+}
+
+impl Exclude {
+    /// Whether a path, relative to the top directory, is left out.
+    pub(super) fn matches(&self, path: &RepoPath) -> bool {
+        if !self.anchored {
+            return self.components[0].matches(path.name());
+        }
+        self.components.len() == path.components().count()
+            && self.components.iter().zip(path.components()).all(|(pattern, name)| pattern.matches(name))
+    }
+}
+
+impl Selection {
+    /// Whether a path, relative to the top directory, is left out.
+    pub(super) fn excludes(&self, path: &RepoPath) -> bool {
+        self.exclude.iter().any(|pattern| pattern.matches(path))
+    }
+}
+
+/// The top directory of a source.
+#[derive(Debug)]
+pub(super) struct Top {
+    directory: OwnedFd,
+    path: PathBuf,
+    pub(super) status: Status,
+}
+
+impl Top {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from).at(path)?;
+        let status = Status::new(&rustix::fs::fstat(&directory).map_err(io::Error::from).at(path)?);
+        Ok(Self { directory, path: path.to_owned(), status })
+    }
+
+    /// The path of an entry for messages, and for what only works with paths.
+    pub(super) fn path(&self, below: &RepoPath) -> PathBuf {
+        if below.is_root() { self.path.clone() } else { self.path.join(OsStr::from_bytes(below.as_bytes())) }
+    }
+
+    /// Whether an entry is on the file system of the top directory.
+    pub(super) fn is_same_file_system(&self, found: &Found) -> bool {
+        found.status.inode.0 == self.status.inode.0
+    }
+
+    /// The top directory itself as an entry.
+    pub(super) fn found(&self, selection: &Selection) -> Result<Found> {
+        let xattrs = if selection.xattrs { read_xattrs(&self.path).at(&self.path)? } else { Vec::new() };
+        Ok(Found { name: Vec::new(), status: self.status, xattrs, target: Vec::new() })
+    }
+
+    /// Opens an entry; following no link, waiting for nobody.
+    fn open_below(&self, below: &RepoPath, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = if below.is_root() { OsStr::new(".") } else { OsStr::from_bytes(below.as_bytes()) };
+        let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+            // Kernels before 5.6, and sandboxes that do not know it.
+            Err(Errno::NOSYS | Errno::PERM) => Ok(rustix::fs::openat(&self.directory, path, flags, Mode::empty())?),
+            result => Ok(result?),
+        }
+    }
+
+    /// Opens a regular file, and says what it is now.
+    ///
+    /// # Errors
+    /// `Conflict` if it is not a regular file any more.
+    pub(super) fn open_file(&self, below: &RepoPath) -> Result<(File, Status)> {
+        let path = self.path(below);
+        let file = File::from(self.open_below(below, OFlags::empty()).at(&path)?);
+        let status = file_status(&file, &path)?;
+        if status.kind != Kind::File {
+            return Err(changed(&path));
+        }
+        Ok((file, status))
+    }
+
+    /// Lists a directory, sorted by name. Entries that vanish meanwhile are not in it.
+    pub(super) fn list(&self, below: &RepoPath, selection: &Selection) -> Result<Vec<Found>> {
+        let path = self.path(below);
+        let directory = self.open_below(below, OFlags::DIRECTORY).at(&path)?;
+        let mut names = read_names(&directory).at(&path)?;
+        if !selection.exclude.is_empty() {
+            let mut kept = Vec::with_capacity(names.len());
+            for (inode, name) in names {
+                if !selection.excludes(&below.child(&name)?) {
+                    kept.push((inode, name));
+                }
+            }
+            names = kept;
+        }
+        // On a disk that has to be read, in the order in which it is laid out.
+        names.sort_unstable();
+        let look = |names: &[(u64, Vec<u8>)]| -> Result<Vec<Found>> {
+            let look = |(_, name): &(u64, Vec<u8>)| look_at(&directory, &path, name, selection).transpose();
+            names.iter().filter_map(look).collect()
+        };
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut found = if names.len() < LARGE || threads == 1 {
+            look(&names)?
+        } else {
+            let pieces: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
+                let pieces = names.chunks(names.len().div_ceil(threads));
+                let running: Vec<_> = pieces.map(|piece| scope.spawn(|| look(piece))).collect();
+                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+                    Ok(piece) => piece,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                running.into_iter().map(join).collect()
+            });
+            pieces.into_iter().collect::<Result<Vec<_>>>()?.concat()
+        };
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+}
+
+/// What an open file is now.
+pub(super) fn file_status(file: &File, path: &Path) -> Result<Status> {
+    Ok(Status::new(&rustix::fs::fstat(file).map_err(io::Error::from).at(path)?))
+}
+
+/// The error for what is not any more what it was.
+pub(super) fn changed(path: &Path) -> Error {
+    Error::conflict(path.display().to_string(), "it changed while it was read; run again when nobody writes to it")
+}
+
+impl Status {
+    fn new(stat: &Stat) -> Self {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Unknown => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Special(Special::Fifo),
+            FileType::Socket => Kind::Special(Special::Socket),
+            FileType::CharacterDevice => Kind::Special(Special::CharacterDevice(stat.st_rdev)),
+            FileType::BlockDevice => Kind::Special(Special::BlockDevice(stat.st_rdev)),
+        };
+        let nanoseconds = u32::try_from(stat.st_mtime_nsec).ok();
+        Self {
+            kind,
+            permissions: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: stat.st_size.unsigned_abs(),
+            mtime: Mtime { seconds: stat.st_mtime, nanoseconds },
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+            links: stat.st_nlink,
+            inode: (stat.st_dev, stat.st_ino),
+        }
+    }
+}
+
+/// Names with their inode numbers, without `.` and `..`.
+fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
+    let mut names = Vec::new();
+    let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push((entry.ino(), name.to_vec()));
+        }
+    }
+    Ok(names)
+}
+
+/// Looks at one entry; `None` if it vanished.
+fn look_at(directory: &OwnedFd, path: &Path, name: &[u8], selection: &Selection) -> Result<Option<Found>> {
+    let name_os = OsStr::from_bytes(name);
+    let place = || path.join(name_os);
+    let stat = match rustix::fs::statat(directory, name_os, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(None),
+        result => result.map_err(|error| Error::io(place(), error.into()))?,
+    };
+    let status = Status::new(&stat);
+    let target = match status.kind {
+        Kind::Symlink => match rustix::fs::readlinkat(directory, name_os, Vec::new()) {
+            Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
+            result => result.map_err(|error| Error::io(place(), error.into()))?.into_bytes(),
+        },
+        _ => Vec::new(),
+    };
+    let xattrs = if selection.xattrs {
+        match read_xattrs(&place()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(|error| Error::io(place(), error))?,
+        }
+    } else {
+        Vec::new()
+    };
+    Ok(Some(Found { name: name.to_vec(), status, xattrs, target }))
+}
+
+/// Reads the extended attributes of a path itself; none where the file system has none.
+fn read_xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut small = [0_u8; 1024];
+    let keys = match rustix::fs::llistxattr(path, &mut small[..]) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Ok(length) => small[..length].to_vec(),
+        Err(Errno::RANGE) => {
+            let mut large = vec![0; XATTR_MAX];
+            let length = rustix::fs::llistxattr(path, &mut large[..])?;
+            large.truncate(length);
+            large
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut xattrs = Vec::new();
+    for key in keys.split(|&byte| byte == 0).filter(|key| !key.is_empty()) {
+        let name = OsStr::from_bytes(key);
+        let value = match rustix::fs::lgetxattr(path, name, &mut small[..]) {
+            Ok(length) => small[..length].to_vec(),
+            Err(Errno::RANGE) => {
+                let mut large = vec![0; XATTR_MAX];
+                let length = rustix::fs::lgetxattr(path, name, &mut large[..])?;
+                large.truncate(length);
+                large
+            }
+            // Removed meanwhile, or listed without being there.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        xattrs.push((key.to_vec(), value));
+    }
+    Ok(xattrs)
+}
+
+/// Whether this process sees attributes `trusted.*`: without the privilege they are just not listed.
+pub(super) fn sees_trusted_attributes(directory: &Path) -> bool {
+    // Removing what does not exist changes nothing, and is refused to those who cannot see it.
+    match rustix::fs::removexattr(directory, c"trusted.cvmfs.does-not-exist") {
+        Err(Errno::PERM) => false,
+        Err(Errno::ROFS) => rustix::process::geteuid().is_root(),
+        _ => true,
+    }
+}
