@@ -33,6 +33,9 @@ CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE catalogs (key BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
 
+/// Keys of the properties that count what was stored, in the order of [`Stored`].
+const STORED: [&str; 3] = ["objects_new", "objects_reused", "bytes_stored"];
+
 /// What becomes of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -74,6 +77,17 @@ pub struct Summary {
     pub links: u64,
     /// Entries removed.
     pub removed: u64,
+}
+
+/// What storing the content of the changes came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// Objects that were not in the storage.
+    pub objects_new: u64,
+    /// Objects that were.
+    pub objects_reused: u64,
+    /// Stored bytes of new objects.
+    pub bytes_stored: u64,
 }
 
 /// A change set in a file of its own.
@@ -183,6 +197,28 @@ impl ChangeSet {
     pub fn base(&self) -> Result<ContentHash> {
         let sql = "SELECT value FROM properties WHERE key = 'base'";
         self.connection.query_row(sql, [], |row| row.get::<_, String>(0)).in_database(&self.path.display())?.parse()
+    }
+
+    /// Adds to what storing the content came to.
+    pub fn add_stored(&mut self, stored: Stored) -> Result<()> {
+        let Stored { objects_new, objects_reused, bytes_stored } = stored;
+        let sql = "INSERT INTO properties VALUES (?1, ?2) \
+                   ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + CAST(excluded.value AS INTEGER)";
+        for (key, number) in STORED.into_iter().zip([objects_new, objects_reused, bytes_stored]) {
+            self.execute(sql, (key, number.cast_signed()))?;
+        }
+        Ok(())
+    }
+
+    /// What storing the content came to.
+    pub fn stored(&self) -> Result<Stored> {
+        let number = |key: &str| {
+            let sql = "SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM properties WHERE key = ?1";
+            let number = self.connection.query_row(sql, [key], |row| row.get::<_, i64>(0));
+            number.map(i64::cast_unsigned).in_database(&self.path.display())
+        };
+        let [objects_new, objects_reused, bytes_stored] = STORED.map(number);
+        Ok(Stored { objects_new: objects_new?, objects_reused: objects_reused?, bytes_stored: bytes_stored? })
     }
 
     /// Ends the set: everything is on disk, and nothing else holds the file.

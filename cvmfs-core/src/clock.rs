@@ -14,6 +14,8 @@ pub struct UnixSeconds(pub i64);
 const COMPACT: StaticFormatDescription = format_description!("[year][month][day][hour][minute][second]");
 /// `2024-10-27T03:46:40Z`, as in names of automatic tags.
 const ISO: StaticFormatDescription = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+/// `2024-10-27 03:46:40`, as in databases.
+const DATE_AND_TIME: StaticFormatDescription = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
 /// `Sun Oct 27 03:46:40 UTC 2024`, as `date --utc` prints; monitoring tools expect it in status files.
 const DATE_COMMAND: StaticFormatDescription = format_description!(
     "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]"
@@ -34,6 +36,11 @@ impl UnixSeconds {
     /// Prints `YYYY-MM-DDThh:mm:ssZ`.
     pub fn iso(self) -> String {
         self.format(ISO)
+    }
+
+    /// Prints `YYYY-MM-DD hh:mm:ss`.
+    pub fn date_and_time(self) -> String {
+        self.format(DATE_AND_TIME)
     }
 
     /// Prints what `date --utc` prints in the C locale.

@@ -16,7 +16,7 @@ use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::change::{Change, ChangeSource, Content, Metadata, Origin};
-use crate::changeset::ChangeSet;
+use crate::changeset::{ChangeSet, Stored};
 use crate::chunking::ChunkSizes;
 use crate::compression::{CompressingWriter, Compression, Compressor, Effort, Policy};
 use crate::entry::{Chunk, EntryKind, FileContent, FileObjects};
@@ -141,6 +141,8 @@ pub fn run(
     // A failed worker is why the reader stopped, if one did.
     recorder.take(mem::take(&mut shared.mailbox().results))?;
     read?;
+    let Outcome { objects_new, objects_reused, bytes_stored, .. } = recorder.outcome;
+    recorder.changes.add_stored(Stored { objects_new, objects_reused, bytes_stored })?;
     Ok(recorder.outcome)
 }
 

@@ -188,6 +188,10 @@ pub struct RepositoryConfig {
     pub xattrs: bool,
     /// Nesting and limits.
     pub nesting: NestingConfig,
+    /// `CVMFS_STATISTICS_DB`: the database with one row a publication.
+    pub statistics: PathBuf,
+    /// `CVMFS_STATS_DB_DAYS_TO_KEEP`: how long a row stays there.
+    pub statistics_days: u32,
 }
 
 /// When catalogs are split, and how large they may become.
@@ -253,6 +257,8 @@ impl RepositoryConfig {
             mtime_nanoseconds: true,
             xattrs: true,
             nesting: NestingConfig::default(),
+            statistics: root.spool_dir(name).join("stats.db"),
+            statistics_days: 365,
         }
     }
 
@@ -292,10 +298,13 @@ impl RepositoryConfig {
         };
         let timespan = variables.get("CVMFS_AUTO_TAG_TIMESPAN");
         let days = |text: &str| parse_timespan(text).ok_or_else(|| variables.invalid("CVMFS_AUTO_TAG_TIMESPAN", text));
+        let spool = variables.get("CVMFS_SPOOL_DIR").map_or(default.spool.clone(), PathBuf::from);
         Ok(Self {
             name: name.clone(),
+            statistics: variables.get("CVMFS_STATISTICS_DB").map_or(spool.join("stats.db"), PathBuf::from),
+            statistics_days: variables.parse("CVMFS_STATS_DB_DAYS_TO_KEEP")?.unwrap_or(default.statistics_days),
             storage: storage_directory(&variables, &default)?,
-            spool: variables.get("CVMFS_SPOOL_DIR").map_or(default.spool, PathBuf::from),
+            spool,
             owner: variables.get("CVMFS_USER").map_or(default.owner, str::to_owned),
             algorithm: variables.parse("CVMFS_HASH_ALGORITHM")?.unwrap_or_default(),
             compression: variables.parse("CVMFS_COMPRESSION_ALGORITHM")?.unwrap_or_default(),

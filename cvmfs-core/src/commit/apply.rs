@@ -60,12 +60,91 @@ pub struct Entries {
     pub added: u64,
     /// Paths whose entry changed.
     pub changed: u64,
-    /// Paths that went; trees of nested catalogs count as one.
+    /// Paths that went.
     pub removed: u64,
+    /// Regular files among them; a path that changed its type went and came.
+    pub files: Tally,
+    /// Directories among them.
+    pub directories: Tally,
+    /// Symbolic links among them.
+    pub symlinks: Tally,
+    /// FIFOs, sockets and devices among them.
+    pub specials: Tally,
+    /// Plain bytes of files that came, and of those that changed.
+    pub bytes_added: u64,
+    /// Plain bytes of files that went, and of those that changed, before.
+    pub bytes_removed: u64,
+}
+
+/// Numbers of changed entries of one type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Tally {
+    /// Those that came.
+    pub added: u64,
+    /// Those that changed and kept their type.
+    pub changed: u64,
+    /// Those that went.
+    pub removed: u64,
+}
+
+impl Entries {
+    /// Counts an entry that came, or takes the place of one of another type.
+    fn came(&mut self, entry: &Entry) {
+        self.tally(entry).added += 1;
+        self.bytes_added += file_size(entry);
+    }
+
+    /// Counts an entry that was not there.
+    fn add(&mut self, entry: &Entry) {
+        self.added += 1;
+        self.came(entry);
+    }
+
+    /// Counts an entry that takes the place of another one.
+    fn change(&mut self, old: &Entry, new: &Entry) {
+        self.changed += 1;
+        if std::mem::discriminant(&old.kind) == std::mem::discriminant(&new.kind) {
+            self.tally(new).changed += 1;
+            self.bytes_added += file_size(new);
+        } else {
+            self.came(new);
+        }
+    }
+
+    fn tally(&mut self, entry: &Entry) -> &mut Tally {
+        match entry.kind {
+            EntryKind::Directory(_) => &mut self.directories,
+            EntryKind::File(_) => &mut self.files,
+            EntryKind::Symlink { .. } => &mut self.symlinks,
+            EntryKind::Special(_) => &mut self.specials,
+        }
+    }
+
+    /// Counts what went: what was there and what came, less what is there.
+    fn settle(&mut self, before: Counters, after: Counters) {
+        let went = |before: u64, came: u64, after: u64| (before + came).saturating_sub(after);
+        // Directories with a nested catalog count in both catalogs.
+        let directories = |counters: Counters| counters.directory.saturating_sub(counters.nested);
+        let entries = |counters: Counters| counters.entries().saturating_sub(counters.nested);
+        self.files.removed = went(before.regular, self.files.added, after.regular);
+        self.directories.removed = went(directories(before), self.directories.added, directories(after));
+        self.symlinks.removed = went(before.symlink, self.symlinks.added, after.symlink);
+        self.specials.removed = went(before.special, self.specials.added, after.special);
+        self.removed = went(entries(before), self.added, entries(after));
+        self.bytes_removed = went(before.file_size, self.bytes_added, after.file_size);
+    }
+}
+
+fn file_size(entry: &Entry) -> u64 {
+    match &entry.kind {
+        EntryKind::File(file) => file.size,
+        _ => 0,
+    }
 }
 
 /// Applies all changes to the tree below `root`.
 pub(super) fn apply(context: Context<'_>, root: ContentHash) -> Result<Applied> {
+    let before = context.totals.of(context.store, root, context.scratch)?;
     let mut catalog = WritableCatalog::fetch(context.store, root, RepoPath::root(), context.scratch)?;
     if let Some(ttl) = context.ttl {
         catalog.set_property("TTL", &ttl)?;
@@ -73,6 +152,7 @@ pub(super) fn apply(context: Context<'_>, root: ContentHash) -> Result<Applied> 
     let changes = context.changes;
     let mut pass = Pass {
         context,
+        before,
         catalogs: vec![OpenCatalog { catalog, base: Some(root), stored: Vec::new() }],
         frames: vec![Frame::new(RepoPath::root(), true, true)],
         applied: Applied {
@@ -130,6 +210,8 @@ impl Frame {
 
 struct Pass<'a> {
     context: Context<'a>,
+    /// What the tree had before.
+    before: Counters,
     catalogs: Vec<OpenCatalog>,
     frames: Vec<Frame>,
     applied: Applied,
@@ -196,9 +278,9 @@ impl Pass<'_> {
             let mut row =
                 self.catalog().find(&path)?.ok_or_else(|| Error::malformed("root catalog", "it has no root entry"))?;
             if !same_directory(&row.entry, &entry) {
+                self.applied.entries.change(&row.entry, &entry);
                 row.entry = Entry { kind: row.entry.kind, hidden: row.entry.hidden, ..entry };
                 self.catalog().replace(&row)?;
-                self.applied.entries.changed += 1;
             }
         }
         if cleared {
@@ -282,9 +364,9 @@ impl Pass<'_> {
             Some(mut row) if row.entry.is_directory() => {
                 let changed = !same_directory(&row.entry, &entry);
                 if changed {
+                    self.applied.entries.change(&row.entry, &entry);
                     row.entry = Entry { kind: row.entry.kind, hidden: row.entry.hidden, ..entry };
                     self.catalog().replace(&row)?;
-                    self.applied.entries.changed += 1;
                 }
                 self.enter(path, &row, true, cleared)?;
                 if changed && self.frame().is_mount {
@@ -299,7 +381,7 @@ impl Pass<'_> {
                 }
                 let row = Row::new(path, entry);
                 self.catalog().add(&row)?;
-                self.applied.entries.added += 1;
+                self.applied.entries.add(&row.entry);
                 self.frame().directories_changed = true;
                 self.enter(path, &row, false, false)
             }
@@ -326,18 +408,16 @@ impl Pass<'_> {
                 if group != 0 {
                     self.frame().broken_groups.insert(group);
                 }
-                self.catalog().replace(&Row { hardlinks: Hardlinks::SINGLE, entry, ..row })?;
-                self.applied.entries.changed += 1;
-                Ok(())
+                self.applied.entries.change(&row.entry, &entry);
+                self.catalog().replace(&Row { hardlinks: Hardlinks::SINGLE, entry, ..row })
             }
             None => self.add_file(path, entry),
         }
     }
 
     fn add_file(&mut self, path: &RepoPath, entry: Entry) -> Result<()> {
-        self.catalog().add(&Row::new(path, entry))?;
-        self.applied.entries.added += 1;
-        Ok(())
+        self.applied.entries.add(&entry);
+        self.catalog().add(&Row::new(path, entry))
     }
 
     /// Refuses what would damage the repository, and warns of or refuses what exceeds a limit.
@@ -374,8 +454,7 @@ impl Pass<'_> {
         }
         self.frame().directories_changed |= row.entry.is_directory();
         self.frame().marker_changed |= path.name() == MARKER;
-        self.applied.entries.removed += self.catalog().remove(path)?;
-        Ok(())
+        self.catalog().remove(path)
     }
 
     /// Leaves the innermost directory.
@@ -615,6 +694,7 @@ impl Pass<'_> {
             };
             let at = path.child(name)?;
             if open.catalog.find(&at)?.is_none() {
+                self.applied.entries.add(&marker);
                 open.catalog.add(&Row::new(&at, marker))?;
             }
         }
@@ -638,6 +718,7 @@ impl Pass<'_> {
             self.context.totals.remember(stored.nested.hash, stored.total);
             self.applied.catalogs += 1;
             self.applied.catalog_bytes += stored.stored_size;
+            self.applied.entries.settle(self.before, stored.total);
             self.applied.root = Some(stored);
         }
         Ok(self.applied)

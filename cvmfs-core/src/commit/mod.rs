@@ -16,13 +16,14 @@ mod lock;
 mod prepare;
 mod rehearsal;
 mod revision;
+mod statistics;
 mod totals;
 mod transaction;
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::changeset::ChangeSet;
 use crate::clock::UnixSeconds;
@@ -39,7 +40,7 @@ use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
 use crate::storage::{LocalStore, ReadStore, WriteStore, remove_old_files};
 use crate::tree::Tree;
 
-pub use apply::Entries;
+pub use apply::{Entries, Tally};
 pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
 pub use rehearsal::Rehearsal;
@@ -65,6 +66,8 @@ pub struct Publisher {
 pub struct Options {
     /// The time of the revision.
     pub now: UnixSeconds,
+    /// When the work on it began.
+    pub started: Instant,
     /// A name for the revision.
     pub tag: Option<TagName>,
     /// Description of that tag.
@@ -84,6 +87,7 @@ impl Options {
     pub fn new(now: UnixSeconds) -> Self {
         Self {
             now,
+            started: Instant::now(),
             tag: None,
             message: String::new(),
             revision: None,
@@ -250,7 +254,14 @@ impl Publisher {
             tag = self.edit_tags(history, &root, options)?;
             Ok(())
         })?;
-        Ok(outcome(true, manifest.revision, manifest.root_catalog, tag, &applied))
+        let mut outcome = outcome(true, manifest.revision, manifest.root_catalog, tag, &applied);
+        let RepositoryConfig { statistics, statistics_days, name, .. } = &self.config;
+        let recorded = changes
+            .stored()
+            .and_then(|stored| statistics::record(statistics, name, *statistics_days, options, &outcome, stored));
+        // The revision is out: nothing may fail any more.
+        outcome.warnings.extend(recorded.err().map(|error| format!("no row in the statistics database: {error}")));
+        Ok(outcome)
     }
 
     /// Gives the unchanged head the name that was asked for, unless it has it.
