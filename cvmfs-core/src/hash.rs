@@ -300,7 +300,8 @@ impl FromStr for ObjectId {
 
 /// Writes bytes as lower-case hex.
 pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    bytes.iter().try_for_each(|byte| f.write_char(digit(byte >> 4)).and_then(|()| f.write_char(digit(byte & 15))))
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {

@@ -6,7 +6,7 @@
 //!
 //! It also makes runs resumable: a run that was killed is simply repeated, and what it stored is known.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,16 +21,18 @@ use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
 /// Version of the file; a file of another version is replaced.
 const VERSION: i64 = 2;
 /// New pieces that are kept in memory before they are written.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 /// Plain bytes of new pieces after which they are written.
 const BATCH_BYTES: u64 = 16 << 20;
+/// Look-ups in one transaction: to begin one takes longer than to look, but meanwhile the log of other writers grows.
+const LOOKUPS: u32 = 1000;
 /// How long another process may keep the file before this one goes on without writing to it.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Pieces that are remembered by default; about 90 bytes of disk each.
 pub const DEFAULT_CAPACITY: u64 = 20_000_000;
 
 /// The name of plain bytes: a BLAKE3 hash of them and of how they are to be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PieceKey([u8; 32]);
 
 impl PieceKey {
@@ -85,9 +87,43 @@ pub struct KnownContent {
 #[derive(Debug)]
 struct State {
     connection: Connection,
-    /// Pieces that are not written yet.
-    fresh: HashMap<PieceKey, KnownObject>,
+    /// Pieces that are not written yet, in the order in which writing them is fastest.
+    fresh: BTreeMap<PieceKey, KnownObject>,
     fresh_bytes: u64,
+    /// Look-ups that the open transaction is still good for; 0 if none is open.
+    lookups_left: u32,
+}
+
+impl State {
+    /// Makes sure that a transaction is open for reading.
+    fn begin(&mut self) -> rusqlite::Result<()> {
+        if self.lookups_left == 0 {
+            self.connection.prepare_cached("BEGIN")?.execute([])?;
+            self.lookups_left = LOOKUPS;
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction for reading, if one is open.
+    fn end(&mut self) -> rusqlite::Result<()> {
+        if self.lookups_left > 0 {
+            self.lookups_left = 0;
+            self.connection.prepare_cached("COMMIT")?.execute([])?;
+        }
+        Ok(())
+    }
+
+    fn look_up(&mut self, key: &PieceKey) -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64, bool)>> {
+        self.begin()?;
+        let sql = "SELECT digest, size, plain FROM known WHERE piece = ?1";
+        let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let found = self.connection.prepare_cached(sql)?.query_row([&key.0[..]], columns).optional();
+        self.lookups_left -= 1;
+        if self.lookups_left == 0 {
+            self.connection.prepare_cached("COMMIT")?.execute([])?;
+        }
+        found
+    }
 }
 
 impl KnownContent {
@@ -101,7 +137,7 @@ impl KnownContent {
                 connect(path).in_database(&path.display())?
             }
         };
-        let state = State { connection, fresh: HashMap::new(), fresh_bytes: 0 };
+        let state = State { connection, fresh: BTreeMap::new(), fresh_bytes: 0, lookups_left: 0 };
         Ok(Self { state: Mutex::new(state), capacity, path: path.to_owned() })
     }
 
@@ -111,17 +147,12 @@ impl KnownContent {
 
     /// What a piece became, if that is known. Whether the object is still there is the caller's to check.
     pub fn find(&self, key: &PieceKey, kind: ObjectKind, algorithm: Algorithm) -> Option<KnownObject> {
-        let state = self.state();
+        let mut state = self.state();
         if let Some(object) = state.fresh.get(key) {
             return Some(*object);
         }
-        let query = || -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64, bool)>> {
-            let sql = "SELECT digest, size, plain FROM known WHERE piece = ?1";
-            let mut statement = state.connection.prepare_cached(sql)?;
-            statement.query_row([&key.0[..]], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
-        };
         // A cache that cannot be read knows nothing.
-        let (digest, size, plain) = query().ok().flatten()?;
+        let (digest, size, plain) = state.look_up(key).ok().flatten()?;
         let id = ObjectId::new(ContentHash::new(algorithm, digest), kind);
         let compression = if plain { Compression::None } else { Compression::Zlib };
         Some(KnownObject { id, stored_size: size.cast_unsigned(), compression })
@@ -143,13 +174,14 @@ impl KnownContent {
     }
 
     fn write(&self, state: &mut State) {
-        let State { connection, fresh, fresh_bytes } = state;
         let mut write = || -> rusqlite::Result<()> {
+            state.end()?;
+            let State { connection, fresh, .. } = &mut *state;
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
                 let sql = "INSERT OR REPLACE INTO known (piece, digest, size, plain) VALUES (?1, ?2, ?3, ?4)";
                 let mut insert = transaction.prepare_cached(sql)?;
-                for (key, object) in fresh.iter() {
+                for (key, object) in &*fresh {
                     let (digest, size) = (object.id.hash.digest(), object.stored_size.cast_signed());
                     insert.execute((&key.0[..], &digest[..], size, object.compression == Compression::None))?;
                 }
@@ -161,14 +193,14 @@ impl KnownContent {
         };
         match write() {
             Ok(()) => {
-                fresh.clear();
-                *fresh_bytes = 0;
+                state.fresh.clear();
+                state.fresh_bytes = 0;
             }
             // Another process is writing: they stay in memory until next time, unless they get too many.
             Err(error) => {
                 tracing::debug!(path = %self.path.display(), %error, "cannot write the known-content index");
-                if fresh.len() > 100 * BATCH {
-                    fresh.clear();
+                if state.fresh.len() > 100 * BATCH {
+                    state.fresh.clear();
                 }
             }
         }
@@ -176,7 +208,8 @@ impl KnownContent {
 
     /// The number of pieces that are remembered.
     pub fn len(&self) -> Result<u64> {
-        let state = self.state();
+        let mut state = self.state();
+        state.end().in_database(&self.path.display())?;
         let count = "SELECT count(*) FROM known";
         let written: i64 = state.connection.query_row(count, [], |row| row.get(0)).in_database(&self.path.display())?;
         Ok(written.cast_unsigned() + state.fresh.len() as u64)
@@ -196,6 +229,7 @@ impl KnownContent {
     pub fn clear(&self) -> Result<()> {
         let mut state = self.state();
         state.fresh.clear();
+        state.end().in_database(&self.path.display())?;
         state.connection.execute_batch("DELETE FROM known").in_database(&self.path.display())
     }
 }
@@ -287,11 +321,35 @@ mod tests {
         let index = KnownContent::open(&directory.path().join("known.db"), 100).unwrap();
         for number in 0..1000_u32 {
             index.remember(key(&number.to_le_bytes()), object(b"1"), 1);
+            // What is written together is of the same age.
+            if number % 50 == 49 {
+                index.flush();
+            }
         }
-        index.flush();
         assert_eq!(index.len().unwrap(), 100);
         assert_eq!(find(&index, &0_u32.to_le_bytes()), None);
         assert!(find(&index, &999_u32.to_le_bytes()).is_some());
+    }
+
+    /// Far more look-ups than one transaction has, with writes of both between them.
+    #[test]
+    fn what_another_process_adds_is_found_in_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("known.db");
+        let (index, other) = (KnownContent::open(&path, 10_000).unwrap(), KnownContent::open(&path, 10_000).unwrap());
+        for number in 0..5 * LOOKUPS {
+            let text = number.to_le_bytes();
+            assert_eq!(find(&index, &text), None);
+            if number % 700 == 0 {
+                index.remember(key(&text), object(b"1"), 1);
+                index.flush();
+                other.remember(key(&(number + 1_000_000).to_le_bytes()), object(b"2"), 1);
+                other.flush();
+            }
+        }
+        let found = (0..=LOOKUPS).find_map(|_| find(&index, &1_003_500_u32.to_le_bytes()));
+        assert_eq!(found, Some(object(b"2")));
+        assert_eq!((index.len().unwrap(), other.len().unwrap()), (16, 16));
     }
 
     #[test]
