@@ -59,6 +59,11 @@ impl TagName {
         Self("trunk-previous".into())
     }
 
+    /// Whether a name is one of those that publishing moves, and nobody else may.
+    pub fn is_managed(name: &str) -> bool {
+        name == Self::trunk().0 || name == Self::trunk_previous().0
+    }
+
     /// The name of an automatic tag for a time; `number` tells those of the same second apart.
     pub fn automatic(time: UnixSeconds, number: u32) -> Self {
         Self(if number == 0 { format!("generic-{}", time.iso()) } else { format!("generic_{number}-{}", time.iso()) })
@@ -128,6 +133,14 @@ pub struct Tag {
     pub root_size: u64,
     /// The branch; empty for the trunk.
     pub branch: String,
+}
+
+impl Tag {
+    /// Whether a rollback to a revision, named by the tag `target` if it was one, removes this tag for good.
+    pub fn is_lost_by_rollback(&self, revision: u64, target: Option<&str>) -> bool {
+        let stays = TagName::is_managed(&self.name) || Some(&self.name[..]) == target;
+        self.revision > revision && self.branch.is_empty() && !stays
+    }
 }
 
 /// A line of revisions beside the trunk.
@@ -274,27 +287,18 @@ impl History {
     /// Source: `cvmfs/history_sql.cc`, `cvmfs/swissknife_history.cc` (`CommandRollbackTag`).
     pub fn roll_back(&mut self, revision: u64, name: Option<&str>, new: &Tag) -> Result<Vec<Tag>> {
         let (trunk, previous) = (TagName::trunk().0, TagName::trunk_previous().0);
-        let moved = name.filter(|name| *name != trunk && *name != previous).map(|name| self.tag(name)).transpose()?;
-        let mut gone = self.newer_tags(revision)?;
+        let moved = name.filter(|name| !TagName::is_managed(name)).map(|name| self.tag(name)).transpose()?;
+        let mut gone = self.tags()?;
+        gone.retain(|tag| tag.is_lost_by_rollback(revision, name));
         for tag in gone.iter().map(|tag| &tag.name[..]).chain([&trunk[..], &previous]) {
             self.remove(tag)?;
         }
         if let Some(old) = moved.flatten() {
-            gone.retain(|tag| tag.name != old.name);
             self.remove(&old.name)?;
             self.add(&Tag { name: old.name, description: old.description, branch: old.branch, ..new.clone() })?;
         }
         self.add(&Tag { name: trunk, description: CURRENT_HEAD.into(), branch: String::new(), ..new.clone() })?;
         Ok(gone)
-    }
-
-    /// The tags on trunk of revisions after a certain one, but for those that publishing manages; the newest first.
-    pub fn newer_tags(&self, revision: u64) -> Result<Vec<Tag>> {
-        let mut tags = self.tags()?;
-        let (trunk, previous) = (TagName::trunk(), TagName::trunk_previous());
-        tags.retain(|tag| tag.revision > revision && tag.branch.is_empty());
-        tags.retain(|tag| tag.name != trunk.0 && tag.name != previous.0);
-        Ok(tags)
     }
 
     /// All branches, the trunk included, sorted by name.
@@ -331,8 +335,7 @@ impl History {
                 .database
                 .query_one("SELECT parent FROM branches WHERE branch = ?1", [&branch.name], |row| row.get(0))?
                 .unwrap_or(Some(parent));
-            self.database
-                .execute("UPDATE branches SET parent = ?2 WHERE parent = ?1", (&branch.name, parent))?;
+            self.database.execute("UPDATE branches SET parent = ?2 WHERE parent = ?1", (&branch.name, parent))?;
             self.database.execute("DELETE FROM branches WHERE branch = ?1", [&branch.name])?;
         }
         Ok(())
@@ -392,7 +395,9 @@ mod tests {
                 let revision = name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
                 history.add(&tag(name, revision)).unwrap();
             }
-            history.add_branch(&Branch { name: "side".into(), parent: Some(String::new()), initial_revision: 3 }).unwrap();
+            history
+                .add_branch(&Branch { name: "side".into(), parent: Some(String::new()), initial_revision: 3 })
+                .unwrap();
             history.add(&Tag { branch: "side".into(), ..tag("side3", 3) }).unwrap();
             history.advance_trunk(&tag("", 3)).unwrap();
             history.advance_trunk(&tag("", 4)).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::clock::UnixSeconds;
 use crate::error::{Error, Result};
 use crate::hash::ContentHash;
-use crate::history::{History, Tag, TagName};
+use crate::history::{Branch, History, Tag, TagName};
 use crate::manifest::{Manifest, SignedManifest};
 use crate::object;
 use crate::path::RepositoryName;
@@ -112,6 +112,14 @@ impl Repository {
     pub fn tags(&self) -> Result<Vec<Tag>> {
         match self.manifest.history {
             Some(hash) => History::fetch(&*self.store, hash, &self.scratch)?.tags(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// All branches, the trunk included.
+    pub fn branches(&self) -> Result<Vec<Branch>> {
+        match self.manifest.history {
+            Some(hash) => History::fetch(&*self.store, hash, &self.scratch)?.branches(),
             None => Ok(Vec::new()),
         }
     }

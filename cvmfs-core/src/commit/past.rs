@@ -17,6 +17,7 @@ use crate::history::{Branch, History, Tag};
 use crate::path::RepoPath;
 use crate::progress::Cancel;
 use crate::repository::{Repository, Revision, Selector};
+use crate::tree::Tree;
 
 /// What the operator checked out: commits go on from there, as a branch. Absent, they go on from the newest revision.
 ///
@@ -161,6 +162,22 @@ impl Publisher {
         }
     }
 
+    /// The tree that commits go on from: what is checked out, or the head.
+    ///
+    /// # Errors
+    /// `Conflict` if the branch that is checked out has a newer revision than that, as after a crash between
+    /// publishing it and going back to the trunk.
+    pub(super) fn base(&self, head: &Repository) -> Result<(Tree, Option<Checkout>)> {
+        let Some(checkout) = self.checkout()? else { return Ok((head.tree(&Selector::Head)?, None)) };
+        let root = checkout.root()?;
+        let of_branch = head.tags()?.into_iter().filter(|tag| tag.branch == checkout.branch);
+        if let Some(newest) = of_branch.max_by_key(|tag| tag.revision).filter(|newest| newest.root != root) {
+            let reason = format!("it is at {} now, not at {}; check it out again", newest.name, checkout.tag);
+            return Err(Error::conflict(format!("branch {}", checkout.branch), reason));
+        }
+        Ok((head.tree(&Selector::Root(root))?, Some(checkout)))
+    }
+
     /// Checks something out, or goes back to the trunk.
     ///
     /// # Errors
@@ -215,7 +232,7 @@ impl Publisher {
         self.config.spool.join("checkout")
     }
 
-    fn refuse_checkout(&self, consequence: &str) -> Result<()> {
+    pub(super) fn refuse_checkout(&self, consequence: &str) -> Result<()> {
         match self.checkout()? {
             Some(Checkout { tag, branch, .. }) => Err(Error::conflict(
                 format!("repository {}", self.config.name),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Publisher;
-use super::finish::store_database;
+use super::finish::{StoredCatalog, store_database};
 use crate::clock::UnixSeconds;
 use crate::compression::{self, Compressor, Effort};
 use crate::error::{Error, IoContext as _, Result};
@@ -28,6 +28,11 @@ pub struct NewRoot {
 }
 
 impl NewRoot {
+    pub(super) fn of(catalog: &StoredCatalog, now: UnixSeconds) -> Self {
+        let StoredCatalog { nested, size, revision, .. } = catalog;
+        Self { hash: nested.hash, size: *size, revision: *revision, modified: now }
+    }
+
     /// The tag that names this root.
     pub fn tag(&self, name: String, description: String) -> Tag {
         let Self { hash, size, revision, modified } = *self;
