@@ -1,10 +1,13 @@
 //! Points in time as the formats write them. Nothing in this crate reads the clock: callers pass the time in.
 
 use std::fmt;
+use std::str::FromStr;
 
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
+
+use crate::error::{Error, Result};
 
 /// Seconds since 1970 in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -65,6 +68,25 @@ impl UnixSeconds {
     }
 }
 
+impl FromStr for UnixSeconds {
+    type Err = Error;
+
+    /// Parses `YYYY-MM-DD`, `YYYY-MM-DDThh:mm:ssZ` and `@SECONDS`.
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = match text.strip_prefix('@') {
+            Some(seconds) => seconds.parse().ok().map(Self),
+            None => {
+                let digits = text.strip_suffix('Z').unwrap_or(text).replace(['-', ':', 'T'], "");
+                let time = if digits.len() == 8 { format!("{digits}000000") } else { digits };
+                Self::parse_compact(&time).filter(|time| time.iso() == text || time.iso().starts_with(text))
+            }
+        };
+        let invalid =
+            || Error::invalid(format!("{text:?}"), "no time such as 2024-10-27, 2024-10-27T03:46:40Z or @1730000800");
+        parsed.ok_or_else(invalid)
+    }
+}
+
 impl fmt::Display for UnixSeconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.iso())
@@ -86,6 +108,23 @@ mod tests {
         assert_eq!(UnixSeconds::parse_compact("20241027034640"), Some(time));
         for text in ["", "2024102703464", "202410270346400", "20241327034640", "+0241027034640", "2024102703464x"] {
             assert_eq!(UnixSeconds::parse_compact(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_of_the_command_line_are_read() {
+        for (text, seconds) in [
+            ("2024-10-27", 1_729_987_200),
+            ("2024-10-27T03:46:40Z", 1_730_000_800),
+            ("@-5", -5),
+            ("@1730000800", 1_730_000_800),
+        ] {
+            assert_eq!(text.parse::<UnixSeconds>().unwrap(), UnixSeconds(seconds), "{text}");
+        }
+        for text in
+            ["", "@", "2024", "2024-10", "20241027", "2024-13-01", "2024-10-27T03:46", "2024-10-27 03:46:40", "now"]
+        {
+            assert!(text.parse::<UnixSeconds>().is_err(), "{text}");
         }
     }
 }

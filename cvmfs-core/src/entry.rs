@@ -141,6 +141,13 @@ pub fn device_number(major: u32, minor: u32) -> u64 {
     (major & 0xffff_f000) << 32 | (major & 0xfff) << 8 | (minor & 0xffff_ff00) << 12 | minor & 0xff
 }
 
+/// Splits a device number into major and minor number.
+#[expect(clippy::cast_possible_truncation, reason = "a 64-bit number made of two 32-bit ones")]
+pub fn device_parts(device: u64) -> (u32, u32) {
+    let (major, minor) = (device >> 32 & 0xffff_f000 | device >> 8 & 0xfff, device >> 12 & 0xffff_ff00 | device & 0xff);
+    (major as u32, minor as u32)
+}
+
 /// Place of an entry in a group of hard links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hardlinks {
@@ -463,6 +470,7 @@ mod tests {
             [(1, 3, 0x103), (259, 70_000, 0x1111_0370), (4095, 255, 0xfffff), (4096, 256, 0x1000_0010_0000)]
         {
             assert_eq!(device_number(major, minor), expected);
+            assert_eq!(device_parts(expected), (major, minor));
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: `cvmfs/history_sql.cc`, `cvmfs/swissknife_history.cc`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -26,6 +27,10 @@ size INTEGER, branch TEXT, CONSTRAINT pk_tags PRIMARY KEY (name), FOREIGN KEY (b
 CREATE TABLE recycle_bin (hash TEXT, flags INTEGER, CONSTRAINT pk_hash PRIMARY KEY (hash));
 INSERT INTO properties (key, value) VALUES ('schema', '1.0'), ('schema_revision', '3');
 ";
+
+/// Descriptions of the tags that publishing manages.
+const CURRENT_HEAD: &str = "current HEAD";
+const UNDO_TARGET: &str = "default undo target";
 
 /// Steps from older schema revisions to the newest.
 const UPGRADES: [&str; 3] = [
@@ -52,6 +57,11 @@ impl TagName {
     /// The revision before the newest.
     pub fn trunk_previous() -> Self {
         Self("trunk-previous".into())
+    }
+
+    /// Whether a name is one of those that publishing moves, and nobody else may.
+    pub fn is_managed(name: &str) -> bool {
+        name == Self::trunk().0 || name == Self::trunk_previous().0
     }
 
     /// The name of an automatic tag for a time; `number` tells those of the same second apart.
@@ -123,6 +133,25 @@ pub struct Tag {
     pub root_size: u64,
     /// The branch; empty for the trunk.
     pub branch: String,
+}
+
+impl Tag {
+    /// Whether a rollback to a revision, named by the tag `target` if it was one, removes this tag for good.
+    pub fn is_lost_by_rollback(&self, revision: u64, target: Option<&str>) -> bool {
+        let stays = TagName::is_managed(&self.name) || Some(&self.name[..]) == target;
+        self.revision > revision && self.branch.is_empty() && !stays
+    }
+}
+
+/// A line of revisions beside the trunk.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Branch {
+    /// Its name; empty for the trunk.
+    pub name: String,
+    /// The branch that it left; `None` for the trunk.
+    pub parent: Option<String>,
+    /// The first revision on it.
+    pub initial_revision: u64,
 }
 
 /// A tag database, opened for reading or editing.
@@ -242,10 +271,74 @@ impl History {
         if let Some(old) = self.tag(&trunk)? {
             self.remove(&previous)?;
             self.remove(&trunk)?;
-            self.add(&Tag { name: previous, description: "default undo target".into(), ..old })?;
+            self.add(&Tag { name: previous, description: UNDO_TARGET.into(), ..old })?;
         }
         let branch = String::new();
-        self.add(&Tag { name: trunk, description: "current HEAD".into(), branch, ..head.clone() })
+        self.add(&Tag { name: trunk, description: CURRENT_HEAD.into(), branch, ..head.clone() })
+    }
+
+    /// Takes trunk back to an older revision, as which `new` was published again.
+    ///
+    /// Tags of newer revisions go; the tag `name`, if one was meant, moves to `new`; so does `trunk`. There is no
+    /// `trunk-previous` until the next revision. Branches stay. Returns the tags that went.
+    ///
+    /// Only hash, revision, time and size of `new` count.
+    ///
+    /// Source: `cvmfs/history_sql.cc`, `cvmfs/swissknife_history.cc` (`CommandRollbackTag`).
+    pub fn roll_back(&mut self, revision: u64, name: Option<&str>, new: &Tag) -> Result<Vec<Tag>> {
+        let (trunk, previous) = (TagName::trunk().0, TagName::trunk_previous().0);
+        let moved = name.filter(|name| !TagName::is_managed(name)).map(|name| self.tag(name)).transpose()?;
+        let mut gone = self.tags()?;
+        gone.retain(|tag| tag.is_lost_by_rollback(revision, name));
+        for tag in gone.iter().map(|tag| &tag.name[..]).chain([&trunk[..], &previous]) {
+            self.remove(tag)?;
+        }
+        if let Some(old) = moved.flatten() {
+            self.remove(&old.name)?;
+            self.add(&Tag { name: old.name, description: old.description, branch: old.branch, ..new.clone() })?;
+        }
+        self.add(&Tag { name: trunk, description: CURRENT_HEAD.into(), branch: String::new(), ..new.clone() })?;
+        Ok(gone)
+    }
+
+    /// All branches, the trunk included, sorted by name.
+    pub fn branches(&self) -> Result<Vec<Branch>> {
+        if self.database.columns("branches")?.is_empty() {
+            return Ok(vec![Branch { name: String::new(), parent: None, initial_revision: 0 }]);
+        }
+        let sql = "SELECT branch, parent, initial_revision FROM branches ORDER BY branch";
+        self.database.query(sql, [], |row| {
+            let initial_revision = row.get::<_, i64>(2)?.unsigned_abs();
+            Ok(Branch { name: row.get(0)?, parent: row.get(1)?, initial_revision })
+        })
+    }
+
+    /// Adds a branch; fine if it exists.
+    pub fn add_branch(&mut self, branch: &Branch) -> Result<()> {
+        let sql = "INSERT OR IGNORE INTO branches (branch, parent, initial_revision) VALUES (?1, ?2, ?3)";
+        self.database.execute(sql, (&branch.name, &branch.parent, branch.initial_revision.cast_signed()))?;
+        Ok(())
+    }
+
+    /// The newest tag of a branch.
+    pub fn branch_head(&self, branch: &str) -> Result<Option<Tag>> {
+        Ok(self.tags()?.into_iter().filter(|tag| tag.branch == branch).max_by_key(|tag| tag.revision))
+    }
+
+    /// Removes branches that have no tag; those that left them left their parents instead.
+    pub fn prune_branches(&mut self) -> Result<()> {
+        let used: BTreeSet<String> = self.tags()?.into_iter().map(|tag| tag.branch).collect();
+        for branch in self.branches()? {
+            let Some(parent) = branch.parent.filter(|_| !used.contains(&branch.name)) else { continue };
+            // One at a time: the parent of the next may just have changed.
+            let parent: Option<String> = self
+                .database
+                .query_one("SELECT parent FROM branches WHERE branch = ?1", [&branch.name], |row| row.get(0))?
+                .unwrap_or(Some(parent));
+            self.database.execute("UPDATE branches SET parent = ?2 WHERE parent = ?1", (&branch.name, parent))?;
+            self.database.execute("DELETE FROM branches WHERE branch = ?1", [&branch.name])?;
+        }
+        Ok(())
     }
 
     /// Notes which history object this one replaces, and returns the finished file.
@@ -286,6 +379,65 @@ mod tests {
         assert!(matches!(history.add(&tag("v1", 2)), Err(Error::Conflict { .. })));
         assert!(history.remove("v1").unwrap());
         assert!(!history.remove("v1").unwrap());
+    }
+
+    fn names(history: &History) -> Vec<(String, u64)> {
+        history.tags().unwrap().into_iter().map(|tag| (tag.name, tag.revision)).collect()
+    }
+
+    /// Expected values are those of the reference on the same tags.
+    #[test]
+    fn rolling_back_drops_newer_tags_and_moves_the_target() {
+        let scratch = tempfile::tempdir().unwrap();
+        let make = || {
+            let mut history = History::create(&"example.org".parse().unwrap(), scratch.path()).unwrap();
+            for name in ["v1", "v2", "v3", "other2"] {
+                let revision = name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+                history.add(&tag(name, revision)).unwrap();
+            }
+            history
+                .add_branch(&Branch { name: "side".into(), parent: Some(String::new()), initial_revision: 3 })
+                .unwrap();
+            history.add(&Tag { branch: "side".into(), ..tag("side3", 3) }).unwrap();
+            history.advance_trunk(&tag("", 3)).unwrap();
+            history.advance_trunk(&tag("", 4)).unwrap();
+            history
+        };
+        let mut history = make();
+        let gone = history.roll_back(2, Some("v2"), &tag("", 5)).unwrap();
+        assert_eq!(gone.into_iter().map(|tag| tag.name).collect::<Vec<_>>(), ["v3"]);
+        let expected = [("trunk", 5), ("v2", 5), ("side3", 3), ("other2", 2), ("v1", 1)];
+        assert_eq!(names(&history), expected.map(|(name, revision)| (name.to_owned(), revision)));
+
+        let mut history = make();
+        let gone = history.roll_back(3, Some("trunk-previous"), &tag("", 5)).unwrap();
+        assert_eq!(gone, []);
+        let expected = [("trunk", 5), ("side3", 3), ("v3", 3), ("other2", 2), ("v2", 2), ("v1", 1)];
+        assert_eq!(names(&history), expected.map(|(name, revision)| (name.to_owned(), revision)));
+    }
+
+    #[test]
+    fn branches_without_tags_go_and_their_children_move_up() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut history = History::create(&"example.org".parse().unwrap(), scratch.path()).unwrap();
+        let branch = |name: &str, parent: Option<&str>| Branch {
+            name: name.into(),
+            parent: parent.map(Into::into),
+            initial_revision: if parent.is_some() { 7 } else { 0 },
+        };
+        for (name, parent) in [("a", ""), ("b", "a"), ("c", "b"), ("d", "c")] {
+            history.add_branch(&branch(name, Some(parent))).unwrap();
+        }
+        history.add(&Tag { branch: "a".into(), ..tag("on-a", 7) }).unwrap();
+        history.add(&Tag { branch: "d".into(), ..tag("on-d", 9) }).unwrap();
+        history.add(&Tag { branch: "d".into(), ..tag("on-d-too", 8) }).unwrap();
+        history.prune_branches().unwrap();
+        let expected = [branch("", None), branch("a", Some("")), branch("d", Some("a"))];
+        assert_eq!(history.branches().unwrap(), expected);
+        assert_eq!(history.branch_head("d").unwrap().unwrap().name, "on-d");
+        history.remove("on-a").unwrap();
+        history.prune_branches().unwrap();
+        assert_eq!(history.branches().unwrap(), [branch("", None), branch("d", Some(""))]);
     }
 
     #[test]

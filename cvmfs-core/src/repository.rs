@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::clock::UnixSeconds;
 use crate::error::{Error, Result};
 use crate::hash::ContentHash;
-use crate::history::{History, Tag};
+use crate::history::{Branch, History, Tag, TagName};
 use crate::manifest::{Manifest, SignedManifest};
 use crate::object;
 use crate::path::RepositoryName;
@@ -29,6 +29,19 @@ pub enum Selector {
     Revision(u64),
     /// One by the hash of its root catalog.
     Root(ContentHash),
+}
+
+/// What a root catalog says about its revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// The root catalog.
+    pub root: ContentHash,
+    /// Bytes of its database, uncompressed.
+    pub size: u64,
+    /// Its number.
+    pub number: u64,
+    /// When it was written.
+    pub modified: UnixSeconds,
 }
 
 /// The verified state of a repository at the moment of opening it.
@@ -103,6 +116,14 @@ impl Repository {
         }
     }
 
+    /// All branches, the trunk included.
+    pub fn branches(&self) -> Result<Vec<Branch>> {
+        match self.manifest.history {
+            Some(hash) => History::fetch(&*self.store, hash, &self.scratch)?.branches(),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// The tree of a revision.
     ///
     /// # Errors
@@ -122,5 +143,39 @@ impl Repository {
             Selector::Root(hash) => *hash,
         };
         Ok(Tree::new(Arc::clone(&self.store), root, &self.scratch))
+    }
+
+    /// Makes sense of how people name a revision: `trunk` or another tag, a number, or the hash of a root catalog, in
+    /// this order.
+    ///
+    /// # Errors
+    /// `NotFound` for none of them.
+    pub fn selector(&self, text: &str) -> Result<Selector> {
+        if text == TagName::trunk().as_str() {
+            return Ok(Selector::Head);
+        }
+        if self.tags()?.iter().any(|tag| tag.name == text) {
+            return Ok(Selector::Tag(text.into()));
+        }
+        match (text.parse(), text.parse()) {
+            (Ok(number), _) => Ok(Selector::Revision(number)),
+            (_, Ok(hash)) => Ok(Selector::Root(hash)),
+            _ => Err(Error::not_found(format!("tag {text:?}"))),
+        }
+    }
+
+    /// Reads what the root catalog of a revision says.
+    ///
+    /// # Errors
+    /// Those of [`tree`](Self::tree); `Malformed` for the hash of a nested catalog.
+    pub fn revision(&self, selector: &Selector) -> Result<Revision> {
+        let mut tree = self.tree(selector)?;
+        let catalog = tree.root_catalog()?;
+        Ok(Revision {
+            root: tree.root(),
+            size: catalog.file_size()?,
+            number: catalog.revision()?,
+            modified: catalog.last_modified()?,
+        })
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, Row};
+use crate::catalog::{Catalog, Nested, Row};
 use crate::entry::{EntryKind, FileContent, Mount};
 use crate::error::{Error, Result};
 use crate::hash::{ContentHash, ObjectId};
@@ -153,22 +153,25 @@ impl Tree {
     ///
     /// Bind mountpoints are visited, but not followed.
     pub fn walk(&mut self, top: &RepoPath, visit: &mut dyn FnMut(&RepoPath, &Row) -> Result<()>) -> Result<()> {
-        let row = self.get(top)?;
-        visit(top, &row)?;
-        if row.entry.is_directory() { self.walk_below(top, visit) } else { Ok(()) }
+        self.walk_into(top, &mut |path, row| visit(path, row).map(|()| true))
     }
 
-    fn walk_below(&mut self, directory: &RepoPath, visit: &mut dyn FnMut(&RepoPath, &Row) -> Result<()>) -> Result<()> {
+    /// The same, into directories only for which `visit` returns `true`.
+    pub fn walk_into(&mut self, top: &RepoPath, visit: &mut dyn FnMut(&RepoPath, &Row) -> Result<bool>) -> Result<()> {
+        let row = self.get(top)?;
         // A list instead of recursion: trees are deeper than stacks.
-        let mut todo = vec![(directory.clone(), VecDeque::from(self.list(directory)?))];
+        let mut todo = Vec::new();
+        if visit(top, &row)? && row.entry.is_directory() {
+            todo.push((top.clone(), VecDeque::from(self.list(top)?)));
+        }
         while let Some((directory, rows)) = todo.last_mut() {
             let Some(row) = rows.pop_front() else {
                 todo.pop();
                 continue;
             };
             let path = directory.child(&row.name)?;
-            visit(&path, &row)?;
-            if matches!(row.entry.kind, EntryKind::Directory(mount) if mount != Mount::Bind) {
+            let goes_on = visit(&path, &row)?;
+            if goes_on && matches!(row.entry.kind, EntryKind::Directory(mount) if mount != Mount::Bind) {
                 let rows = VecDeque::from(self.list(&path)?);
                 todo.push((path, rows));
             }
@@ -176,16 +179,46 @@ impl Tree {
         Ok(())
     }
 
+    /// Calls `visit` with each catalog of the tree and how many are above it: a catalog before those below it, those in
+    /// path order.
+    pub fn walk_catalogs(&mut self, visit: &mut dyn FnMut(usize, &Nested, &Catalog) -> Result<()>) -> Result<()> {
+        let mut todo = vec![(0, Nested { path: RepoPath::root(), hash: self.root, size: None })];
+        while let Some((depth, nested)) = todo.pop() {
+            let catalog = self.catalog(nested.hash, &nested.path)?;
+            visit(depth, &nested, &catalog)?;
+            let mut below = catalog.nested()?;
+            below.sort_by(|one, other| other.path.cmp(&one.path));
+            todo.extend(below.into_iter().map(|nested| (depth + 1, nested)));
+        }
+        Ok(())
+    }
+
+    /// Opens the content of a regular file; see [`Contents::open`].
+    pub fn open_file(&self, path: &RepoPath, file: &FileContent) -> Result<Box<dyn Read + Send>> {
+        self.contents().open(path, file)
+    }
+
+    /// Access to the content of files without the tree, for use while it is walked.
+    pub fn contents(&self) -> Contents {
+        Contents(Arc::clone(&self.store))
+    }
+}
+
+/// The content of a repository's files.
+#[derive(Debug, Clone)]
+pub struct Contents(Arc<dyn ReadStore>);
+
+impl Contents {
     /// Opens the content of a regular file; everything is verified as it is read.
     ///
     /// # Errors
     /// `Unsupported` for external files. Reading fails if an object is missing, damaged or of the wrong size.
-    pub fn open_file(&self, path: &RepoPath, file: &FileContent) -> Result<Box<dyn Read + Send>> {
+    pub fn open(&self, path: &RepoPath, file: &FileContent) -> Result<Box<dyn Read + Send>> {
         if file.external {
             return Err(Error::Unsupported { what: format!("{path}: reading an external file") });
         }
         Ok(Box::new(FileReader {
-            store: Arc::clone(&self.store),
+            store: Arc::clone(&self.0),
             path: path.clone(),
             compression: file.compression,
             parts: file.parts().into(),

@@ -1,5 +1,6 @@
 //! Looking at a repository: everything that is shown was verified.
 
+use std::fmt;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use cvmfs_core::error::{Error, Result};
 use cvmfs_core::listing::Listed;
 use cvmfs_core::object::read_error;
 use cvmfs_core::path::{RepoPath, RepositoryName};
-use cvmfs_core::repository::Repository;
+use cvmfs_core::repository::{Repository, Revision, Selector};
 use cvmfs_core::storage::ReadStore;
 use cvmfs_core::tree::Tree;
 use cvmfs_core::trust::keys::PublicKey;
@@ -59,7 +60,7 @@ pub fn open(
 /// Describes the newest revision.
 pub fn info(repository: &Repository, now: UnixSeconds) -> Result<Info> {
     let manifest = repository.manifest();
-    let mut tree = repository.tree(&cvmfs_core::repository::Selector::Head)?;
+    let mut tree = repository.tree(&Selector::Head)?;
     let total = tree.root_catalog()?.statistics()?.total();
     let expires = repository.whitelist().expires;
     Ok(Info {
@@ -78,6 +79,29 @@ pub fn info(repository: &Repository, now: UnixSeconds) -> Result<Info> {
         catalogs: 1 + total.nested,
         file_bytes: total.file_size,
     })
+}
+
+/// A revision in a few words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevisionInfo {
+    /// Its number.
+    pub revision: u64,
+    /// Its root catalog.
+    pub root_hash: String,
+    /// When that was written.
+    pub time: String,
+}
+
+impl fmt::Display for RevisionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "revision {} of {}", self.revision, self.time)
+    }
+}
+
+/// Describes one revision.
+pub fn revision(repository: &Repository, selector: &Selector) -> Result<RevisionInfo> {
+    let Revision { root, number, modified, .. } = repository.revision(selector)?;
+    Ok(RevisionInfo { revision: number, root_hash: root.to_string(), time: modified.to_string() })
 }
 
 /// Lists a directory, or one other entry; with `recursive` everything below it, too.

@@ -3,7 +3,11 @@
 //! Each operation is a module with its `Options`, its function and its `Outcome`; the binary parses arguments, calls one
 //! function, and prints. What changes a repository ends in [`cvmfs_core::commit`].
 
+pub mod catalogs;
 pub mod edit;
+pub mod export;
+pub mod find;
+pub mod history;
 pub mod index;
 pub mod inspect;
 pub mod mkfs;

@@ -13,6 +13,7 @@ mod apply;
 mod finish;
 mod journal;
 mod lock;
+mod past;
 mod prepare;
 mod rehearsal;
 mod revision;
@@ -43,6 +44,7 @@ use crate::tree::Tree;
 pub use apply::{Entries, Tally};
 pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
+pub use past::{Checkout, RolledBack, rollback_target};
 pub use rehearsal::Rehearsal;
 pub use revision::{NewRoot, store_stock};
 pub use transaction::{About, Transaction};
@@ -145,14 +147,14 @@ impl Publisher {
         Ok(directory)
     }
 
-    /// Creates an empty change set for the head in a file that goes away with the value.
+    /// Creates an empty change set for the head (or for what is checked out) in a file that goes away with the value.
     ///
     /// # Errors
     /// Those of [`head`](Self::head): nothing is compressed for a repository that cannot be published.
     pub fn begin(&self, now: UnixSeconds) -> Result<OpenChangeSet> {
         let head = self.head(now)?;
         self.remove_abandoned(now)?;
-        OpenChangeSet::create(&self.journals(), head.manifest().root_catalog)
+        OpenChangeSet::create(&self.journals(), self.base(&head)?.0.root())
     }
 
     /// Opens the known-content index of the repository.
@@ -202,13 +204,14 @@ impl Publisher {
         // 1. From here on nobody else changes the head.
         let _lock = PublishLock::acquire(&self.config.spool, options.patience, cancel)?;
         let head = self.head(options.now)?;
-        let mut tree = head.tree(&Selector::Head)?;
+        let (mut tree, checkout) = self.base(&head)?;
+        let base = tree.root();
         let scratch = self.scratch()?;
         progress.phase("commit", Unit::Catalogs, None);
 
         // 2. What the head lacks of what the change set was made for.
         changes.set_origin(None)?;
-        if head.manifest().root_catalog != changes.base()? {
+        if base != changes.base()? {
             let mut base = Tree::new(self.read_store(), changes.base()?, &scratch);
             prepare::check_conflicts(changes, &mut base, &mut tree)
                 .map_err(|error| explain_missing_base(error, changes))?;
@@ -216,8 +219,11 @@ impl Publisher {
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
         prepare::add_markers(changes, &mut tree, &empty_file, options.now)?;
-        check_tag(&head, options)?;
-        check_revision(options, head.manifest().revision)?;
+        check_tag(&head, base, options)?;
+        match &checkout {
+            Some(checkout) => drop(past::branch_tag(checkout, options)?),
+            None => check_revision(options, head.manifest().revision)?,
+        }
 
         // 3. The tree: catalogs are stored as the pass leaves them.
         let finisher =
@@ -236,10 +242,13 @@ impl Publisher {
             revision: options.revision,
             empty_file: &empty_file,
         };
-        let applied = apply::apply(context, head.manifest().root_catalog)?;
+        let applied = apply::apply(context, base)?;
         cancel.check()?;
 
         // 4. The revision.
+        if let Some(checkout) = &checkout {
+            return self.commit_to_branch(&head, checkout, &applied, options);
+        }
         let metainfo = head.manifest().metainfo_object();
         let Some(root) = &applied.root else {
             let tag = self.tag_head(&head, options)?;
@@ -248,7 +257,7 @@ impl Publisher {
         if root.revision <= head.manifest().revision {
             return Err(revision_taken(root.revision, head.manifest().revision));
         }
-        let root = NewRoot { hash: root.nested.hash, size: root.size, revision: root.revision, modified: options.now };
+        let root = NewRoot::of(root, options.now);
         let mut tag = None;
         let manifest = self.publish_root(Some(head.manifest()), &root, options.now, metainfo, |history| {
             tag = self.edit_tags(history, &root, options)?;
@@ -264,20 +273,30 @@ impl Publisher {
         Ok(outcome)
     }
 
+    /// The last step of a commit while a branch is checked out. A revision without change only gets another name.
+    fn commit_to_branch(
+        &self,
+        head: &Repository,
+        checkout: &Checkout,
+        applied: &apply::Applied,
+        options: &Options,
+    ) -> Result<Outcome> {
+        let root = match &applied.root {
+            Some(root) => NewRoot::of(root, options.now),
+            None => head.revision(&Selector::Root(checkout.root()?))?.into(),
+        };
+        let tag = self.publish_branch(head, checkout, &root, options)?;
+        Ok(outcome(applied.root.is_some(), root.revision, root.hash, Some(tag), applied))
+    }
+
     /// Gives the unchanged head the name that was asked for, unless it has it.
     fn tag_head(&self, head: &Repository, options: &Options) -> Result<Option<String>> {
         let Some(name) = options.tag.as_ref().map(ToString::to_string) else { return Ok(None) };
         if head.tags()?.iter().any(|tag| tag.name == name) {
             return Ok(Some(name));
         }
-        let catalog = head.tree(&Selector::Head)?.root_catalog()?;
         let manifest = head.manifest();
-        let root = NewRoot {
-            hash: manifest.root_catalog,
-            size: catalog.file_size()?,
-            revision: manifest.revision,
-            modified: catalog.last_modified()?,
-        };
+        let root = NewRoot::from(head.revision(&Selector::Head)?);
         self.publish_root(Some(manifest), &root, options.now, manifest.metainfo_object(), |history| {
             history.add(&root.tag(name.clone(), options.message.clone()))
         })?;
@@ -325,12 +344,12 @@ impl Publisher {
     }
 }
 
-/// A tag that exists must be noticed before anything is written. One that names the head may: the tree may turn out to
+/// A tag that exists must be noticed before anything is written. One that names the base may: the tree may turn out to
 /// be unchanged, and a repeated run is no error.
-fn check_tag(head: &Repository, options: &Options) -> Result<()> {
+fn check_tag(head: &Repository, base: ContentHash, options: &Options) -> Result<()> {
     let Some(wanted) = &options.tag else { return Ok(()) };
     match head.tags()?.into_iter().find(|tag| tag.name == wanted.as_str()) {
-        Some(tag) if tag.root != head.manifest().root_catalog => {
+        Some(tag) if tag.root != base => {
             Err(Error::conflict(format!("tag {wanted}"), format!("it exists already, for revision {}", tag.revision)))
         }
         _ => Ok(()),

@@ -27,6 +27,7 @@ pub struct Rehearsal {
 
 impl Rehearsal {
     pub(super) fn of(publisher: &Publisher, now: UnixSeconds) -> Result<Self> {
+        publisher.refuse_checkout("what would become of it cannot be shown now")?;
         let base = publisher.head(now)?.manifest().root_catalog;
         let directory = publisher.scratch()?.join(unique_name());
         let spool = directory.join("spool");

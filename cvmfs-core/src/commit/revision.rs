@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Publisher;
-use super::finish::store_database;
+use super::finish::{StoredCatalog, store_database};
 use crate::clock::UnixSeconds;
 use crate::compression::{self, Compressor, Effort};
 use crate::error::{Error, IoContext as _, Result};
@@ -28,6 +28,11 @@ pub struct NewRoot {
 }
 
 impl NewRoot {
+    pub(super) fn of(catalog: &StoredCatalog, now: UnixSeconds) -> Self {
+        let StoredCatalog { nested, size, revision, .. } = catalog;
+        Self { hash: nested.hash, size: *size, revision: *revision, modified: now }
+    }
+
     /// The tag that names this root.
     pub fn tag(&self, name: String, description: String) -> Tag {
         let Self { hash, size, revision, modified } = *self;
@@ -54,8 +59,22 @@ impl Publisher {
         metainfo: Option<ObjectId>,
         edit_tags: impl FnOnce(&mut History) -> Result<()>,
     ) -> Result<Manifest> {
+        let mut history = self.open_history(head)?;
+        edit_tags(&mut history)?;
+        self.publish_history(head, root, now, metainfo, history)
+    }
+
+    /// The steps of [`publish_root`](Self::publish_root) after the tags were edited.
+    pub(super) fn publish_history(
+        &self,
+        head: Option<&Manifest>,
+        root: &NewRoot,
+        now: UnixSeconds,
+        metainfo: Option<ObjectId>,
+        history: History,
+    ) -> Result<Manifest> {
         let algorithm = root.hash.algorithm();
-        let history = self.store_history(head, algorithm, edit_tags)?;
+        let history = self.store_history(head, algorithm, history)?;
         let certificate = store_stock(&*self.store, algorithm, ObjectKind::Certificate, self.keys.certificate.pem())?;
         let mut named = vec![ObjectId::catalog(root.hash), certificate, ObjectId::new(history, ObjectKind::History)];
         named.extend(metainfo);
@@ -84,19 +103,17 @@ impl Publisher {
         Ok(manifest)
     }
 
-    fn store_history(
-        &self,
-        head: Option<&Manifest>,
-        algorithm: Algorithm,
-        edit_tags: impl FnOnce(&mut History) -> Result<()>,
-    ) -> Result<ContentHash> {
+    /// The tag database of a head for changes, or a new one.
+    pub(super) fn open_history(&self, head: Option<&Manifest>) -> Result<History> {
         let scratch = self.scratch()?;
+        match head.and_then(|head| head.history) {
+            Some(hash) => History::fetch_writable(&*self.read_store(), hash, &self.config.name, &scratch),
+            None => History::create(&self.config.name, &scratch),
+        }
+    }
+
+    fn store_history(&self, head: Option<&Manifest>, algorithm: Algorithm, history: History) -> Result<ContentHash> {
         let previous = head.and_then(|head| head.history);
-        let mut history = match previous {
-            Some(hash) => History::fetch_writable(&*self.read_store(), hash, &self.config.name, &scratch)?,
-            None => History::create(&self.config.name, &scratch)?,
-        };
-        edit_tags(&mut history)?;
         let file = history.finish(previous.unwrap_or(ContentHash::null(algorithm)))?;
         let effort = Effort::default();
         let mut compressor = Compressor::new(effort);
@@ -107,7 +124,7 @@ impl Publisher {
     ///
     /// The intended checksum is noted beside the old one first, so that a crash between the two writes leaves a reflog
     /// that matches one of them.
-    fn add_to_reflog(
+    pub(super) fn add_to_reflog(
         &self,
         head: Option<&Manifest>,
         algorithm: Algorithm,

@@ -77,12 +77,13 @@ impl Publisher {
         }
         let head = self.head(now)?;
         let manifest = head.manifest();
-        let root_hash = manifest.root_catalog.to_string();
+        let base = self.base(&head)?.0.root();
+        let root_hash = base.to_string();
         let about = About { opened: now.0, opened_by, revision: manifest.revision, root_hash };
 
         let directory = self.scratch()?.join(unique_name());
         fs::create_dir(&directory).at(&directory)?;
-        ChangeSet::create(&changes_in(&directory), manifest.root_catalog)?.close_durably()?;
+        ChangeSet::create(&changes_in(&directory), base)?.close_durably()?;
         write_durably(
             &directory.join("about.json"),
             &serde_json::to_vec(&about).map_err(|error| not_written(&error))?,

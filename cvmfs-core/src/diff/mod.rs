@@ -87,6 +87,12 @@ impl Difference {
         }
     }
 
+    /// Forgets aspects of a change that do not matter; `false` if nothing is left of it.
+    pub fn ignore(&mut self, aspects: &[Aspect]) -> bool {
+        self.aspects.retain(|aspect| !aspects.contains(aspect));
+        self.fate() != Fate::Changed || !self.aspects.is_empty()
+    }
+
     /// Whether content is the same, as far as hashes tell: metadata, links or nesting changed only.
     pub fn is_metadata_only(&self) -> bool {
         let of_content = |aspect: &Aspect| matches!(aspect, Aspect::Type | Aspect::Size | Aspect::Content);

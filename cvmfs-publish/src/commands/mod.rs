@@ -2,12 +2,20 @@
 
 mod abort;
 mod cat;
+mod checkout;
+mod diff;
 mod edit;
+mod export;
+mod find;
 mod index;
 mod info;
+mod list_catalogs;
+mod log;
 mod ls;
 mod mkfs;
 mod publish;
+mod rollback;
+mod tag;
 mod transaction;
 mod verify;
 
@@ -44,6 +52,14 @@ enum Command {
     Ls(ls::Arguments),
     Cat(cat::Arguments),
     Verify(verify::Arguments),
+    Find(find::Arguments),
+    Export(export::Arguments),
+    ListCatalogs(list_catalogs::Arguments),
+    Log(log::Arguments),
+    Diff(diff::Arguments),
+    Tag(tag::Arguments),
+    Rollback(rollback::Arguments),
+    Checkout(checkout::Arguments),
     Index(index::Arguments),
     Transaction(transaction::Arguments),
     Abort(abort::Arguments),
@@ -72,6 +88,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Ls(arguments) => ls::run(global, arguments),
         Command::Cat(arguments) => cat::run(global, arguments),
         Command::Verify(arguments) => verify::run(global, arguments),
+        Command::Find(arguments) => find::run(global, arguments),
+        Command::Export(arguments) => export::run(global, arguments),
+        Command::ListCatalogs(arguments) => list_catalogs::run(global, arguments),
+        Command::Log(arguments) => log::run(global, arguments),
+        Command::Diff(arguments) => diff::run(global, arguments),
+        Command::Tag(arguments) => tag::run(global, arguments),
+        Command::Rollback(arguments) => rollback::run(global, arguments),
+        Command::Checkout(arguments) => checkout::run(global, arguments),
         Command::Index(arguments) => index::run(global, arguments),
         Command::Transaction(arguments) => transaction::run(global, arguments),
         Command::Abort(arguments) => abort::run(global, arguments),
