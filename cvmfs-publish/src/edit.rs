@@ -9,7 +9,7 @@ use cvmfs_core::catalog::Row;
 use cvmfs_core::change::{Change, Content, Metadata};
 use cvmfs_core::commit::{self, About, Publisher};
 use cvmfs_core::diff::{self, Side};
-use cvmfs_core::entry::{Entry, Mtime};
+use cvmfs_core::entry::Mtime;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::{Cancel, Progress};
@@ -174,15 +174,19 @@ impl Editor<'_> {
                 self.copy(from, to, tree, record)
             }
             Edit::SetMode { path, mode, recursive } => {
-                let change = |entry: &mut Metadata, is_directory| {
-                    entry.permissions = mode.apply(entry.permissions, is_directory);
+                let change = |metadata: &mut Metadata, content: &Content| {
+                    // A symbolic link has no permissions of its own.
+                    if !matches!(content, Content::Symlink { .. }) {
+                        let is_directory = matches!(content, Content::Directory);
+                        metadata.permissions = mode.apply(metadata.permissions, is_directory);
+                    }
                 };
                 self.set_metadata(path, *recursive, &change, record)
             }
             Edit::SetOwner { path, uid, gid, recursive } => {
-                let change = |entry: &mut Metadata, _| {
-                    entry.uid = uid.unwrap_or(entry.uid);
-                    entry.gid = gid.unwrap_or(entry.gid);
+                let change = |metadata: &mut Metadata, _: &Content| {
+                    metadata.uid = uid.unwrap_or(metadata.uid);
+                    metadata.gid = gid.unwrap_or(metadata.gid);
                 };
                 self.set_metadata(path, *recursive, &change, record)
             }
@@ -229,14 +233,15 @@ impl Editor<'_> {
             // Another name of the same file; a file moved this way keeps its other names.
             return record(Change::Link { path: to.clone(), target: from.clone() });
         }
-        record(put(to.clone(), &row.entry))
+        let (metadata, content) = row.entry.into_parts();
+        record(Change::Put { path: to.clone(), metadata, content })
     }
 
     fn set_metadata(
         &mut self,
         top: &RepoPath,
         recursive: bool,
-        change: &dyn Fn(&mut Metadata, bool),
+        change: &dyn Fn(&mut Metadata, &Content),
         record: Record<'_>,
     ) -> Result<()> {
         let row = self.tree.find(top)?.ok_or_else(|| nothing(top))?;
@@ -262,9 +267,9 @@ impl Editor<'_> {
                 }
                 first_names.insert((directory, group), path.clone());
             }
-            let Change::Put { path, mut metadata, content } = put(path.clone(), &row.entry) else { return Ok(()) };
-            change(&mut metadata, row.entry.is_directory());
-            record(Change::Put { path, metadata, content })
+            let (mut metadata, content) = row.entry.clone().into_parts();
+            change(&mut metadata, &content);
+            record(Change::Put { path: path.clone(), metadata, content })
         };
         if recursive {
             return self.tree.walk(top, &mut set);
@@ -294,10 +299,4 @@ impl Editor<'_> {
 
 fn nothing(path: &RepoPath) -> Error {
     Error::invalid(path.to_string(), "there is nothing")
-}
-
-/// The change that puts an entry that is stored.
-fn put(path: RepoPath, entry: &Entry) -> Change {
-    let (metadata, content) = entry.clone().into_parts();
-    Change::Put { path, metadata, content }
 }
