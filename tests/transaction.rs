@@ -249,3 +249,40 @@ fn hooks_run_around_what_they_are_for() {
     assert!(site.publish(&["mkdir", "/c"]).fails(1).contains("publish_before_hook"));
     assert!(site.manifest() == manifest);
 }
+
+#[test]
+fn a_notification_server_is_told_of_each_new_manifest() {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let site = rich_site();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listener");
+    let url = format!("http://{}/api/v1", listener.local_addr().expect("address"));
+    site.configure("CVMFS_NOTIFICATION_SERVER", &url);
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("connection");
+        let mut reader = BufReader::new(stream.try_clone().expect("stream"));
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let start = head.len();
+            reader.read_line(&mut head).expect("line");
+            if let Some(value) = head[start..].to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a number");
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("body");
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{\"status\":\"ok\"}").expect("answer");
+        (head, body)
+    });
+    site.publish(&["mkdir", "/a"]).ok();
+    let (head, body) = server.join().expect("server");
+    assert!(head.starts_with("POST /api/v1/notifications/publish HTTP/1.1\r\n"), "{head}");
+    let notice: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!((notice["version"].as_u64(), notice["type"].as_str()), (Some(1), Some("activity")));
+    assert_eq!(notice["repository"], support::NAME);
+    let manifest = notice["manifest"].as_str().expect("Base64");
+    assert_eq!(openssl::base64::decode_block(manifest).expect("Base64"), site.manifest());
+    // Nobody listens any more: a warning, and the revision is out all the same.
+    let done = site.publish(&["mkdir", "/b"]);
+    assert!(done.stderr.contains("nobody is told"), "{}", done.stderr);
+    done.ok();
+}

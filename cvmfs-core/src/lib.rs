@@ -65,6 +65,7 @@ pub mod hooks;
 pub mod idmap;
 pub mod known;
 pub mod listing;
+pub mod notice;
 pub mod pipeline;
 pub mod publication;
 pub mod repository;

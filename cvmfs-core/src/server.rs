@@ -192,6 +192,8 @@ pub struct RepositoryConfig {
     pub statistics: PathBuf,
     /// `CVMFS_STATS_DB_DAYS_TO_KEEP`: how long a row stays there.
     pub statistics_days: u32,
+    /// `CVMFS_NOTIFICATION_SERVER`: who is told of new manifests.
+    pub notification_server: Option<reqwest::Url>,
 }
 
 /// When catalogs are split, and how large they may become.
@@ -259,6 +261,7 @@ impl RepositoryConfig {
             nesting: NestingConfig::default(),
             statistics: root.spool_dir(name).join("stats.db"),
             statistics_days: 365,
+            notification_server: None,
         }
     }
 
@@ -303,6 +306,7 @@ impl RepositoryConfig {
             name: name.clone(),
             statistics: variables.get("CVMFS_STATISTICS_DB").map_or(spool.join("stats.db"), PathBuf::from),
             statistics_days: variables.parse("CVMFS_STATS_DB_DAYS_TO_KEEP")?.unwrap_or(default.statistics_days),
+            notification_server: variables.parse("CVMFS_NOTIFICATION_SERVER")?,
             storage: storage_directory(&variables, &default)?,
             spool,
             owner: variables.get("CVMFS_USER").map_or(default.owner, str::to_owned),

@@ -34,6 +34,7 @@ impl Rehearsal {
         fs::create_dir_all(&spool).at(&spool)?;
         // From here on the directory goes away whatever happens.
         let mut rehearsal = Self { publisher: publisher.clone(), directory, base };
+        rehearsal.publisher.config.notification_server = None;
         rehearsal.publisher.config.statistics = spool.join("stats.db");
         rehearsal.publisher.config.spool.clone_from(&spool);
         let upper = LocalStore::create(rehearsal.directory.join("storage"))?;

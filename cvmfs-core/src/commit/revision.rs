@@ -11,6 +11,7 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, Tag};
 use crate::manifest::{DEFAULT_TTL, Manifest};
+use crate::notice;
 use crate::reflog::Reflog;
 use crate::storage::{NamedFile, WriteStore};
 
@@ -47,7 +48,7 @@ impl Publisher {
     /// 2. certificate and meta info are stored;
     /// 3. everything so far is made durable;
     /// 4. reflog and its checksum;
-    /// 5. the manifest is signed and replaced.
+    /// 5. the manifest is signed and replaced, and the notification server is told.
     ///
     /// `head` is the manifest that the new one replaces; `None` for the first. A root that is the head already only
     /// gets its tags edited.
@@ -99,7 +100,14 @@ impl Publisher {
             metainfo: metainfo.map(|id| id.hash),
             reflog_checksum: Some(reflog_checksum),
         };
-        self.store.write(NamedFile::Manifest, manifest.sign(&self.keys.key)?.bytes())?;
+        let signed = manifest.sign(&self.keys.key)?;
+        self.store.write(NamedFile::Manifest, signed.bytes())?;
+        if let Some(server) = &self.config.notification_server
+            && let Err(error) = notice::send(server, &self.config.name, signed.bytes(), now)
+        {
+            // The revision is out, whoever hears of it.
+            tracing::warn!(%error, "nobody is told of the new revision");
+        }
         Ok(manifest)
     }
 
