@@ -204,7 +204,7 @@ def bench_compressed(_, directory):
     remove(tree)
     site, rows = Site(directory), Rows()
     for compressor, extension in COMPRESSORS.items():
-        subprocess.run([compressor, "-k", tarball], check=True)
+        subprocess.run([compressor, "-q", "-k", tarball], check=True)
         archive = tarball + "." + extension
         for _ in range(RUNS):
             site.make()
