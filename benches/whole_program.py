@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""Times `cvmfs-ingest` on whole trees, beside tools that anybody can run on the same machine.
+"""Times whole programs, beside tools that anybody can run on the same machine.
 
-For each corpus: the median of three runs, each into a new repository, and the largest peak memory of the three. The
-corpora and repositories are in memory (/dev/shm) if there is room: disks vary by more than what is measured. No peak is
-shown where it is below that of this script.
+Three trees, made on the spot: `small` has 60,000 files, as software has them; `rootfs` is what debootstrap installs; `large`
+has four files of 200 to 300 MB. The rows of each:
 
-  ingest      cvmfs-ingest of the tarball into an empty repository
-  again       the same tarball once more, below another directory
+  new         cvmfs-ingest of the tarball into an empty repository
+  known       the same tarball once more, below another directory
   unchanged   the same tarball once more, below the same directory
   verify      cvmfs-publish verify: reads every file back
   floor       the work that an ingest cannot avoid: deflate and SHA-1 of all files on all cores, from memory to nowhere
   pigz        pigz -p2 -6 of the tarball, to nowhere
-  tar         tar -xf of the tarball
 
-`./dev bench` runs it; BIN is the directory of the programs, FLOOR the program of benches/floor.rs.
+`entries` ingests 10^4, 10^5 and 10^6 tiny files in nested catalogs of 10^4; `compressed` ingests the tarball of rootfs as
+other programs compress it, beside these programs.
+
+Times are medians of three runs, CPU includes the system's, peak memory is the largest of the three. Trees and repositories
+are in memory (/dev/shm) if there is room: disks vary by more than what is measured. No peak is shown where it is below
+that of this script.
+
+`./dev bench [NAME...]` runs it; BIN is the directory of the programs, FLOOR the program of benches/floor.rs.
 """
 
 import json
@@ -27,60 +32,87 @@ import sys
 import tempfile
 import time
 
-NAME = "bench.example.org"
+FQRN = "bench.example.org"
 RUNS = 3
 MEGABYTE = 10**6
-# What `small` is made of, until it is large enough: many files, as software has them.
-TREES = ("/usr/include", "/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/usr/share/zoneinfo",
-         "/usr/lib/gcc", "/usr/libexec/gcc", "/usr/share/man", "/usr/share/locale", "/usr/share", "/usr/lib")
-SMALL_ENTRIES, SMALL_BYTES = 57_000, 1000 * MEGABYTE
+# What `small` is made of, until it is large enough.
+SOFTWARE = ("/usr/include", "/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/usr/share/zoneinfo",
+            "/usr/lib/gcc", "/usr/libexec/gcc", "/usr/share/man", "/usr/share/locale", "/usr/share", "/usr/lib")
+SMALL_FILES = 60_000
+# What stands for a root file system where debootstrap cannot make one.
+SYSTEM = ("/etc", "/usr/bin", "/usr/sbin", "/usr/share/zoneinfo", "/usr/lib")
+SYSTEM_FILES = 6_000
 LARGE_SIZES = (200, 230, 260, 300)
+ENTRIES = (10**4, 10**5, 10**6)
+# How each program compresses, and the name that its files have.
+COMPRESSORS = {"gzip": "gz", "zstd": "zst", "xz": "xz", "bzip2": "bz2"}
 
 
 def main(names):
-    corpora = {"small": make_small, "large": make_large}
+    benches = {"small": bench_tree(make_small), "rootfs": bench_tree(make_rootfs), "large": bench_tree(make_large),
+               "entries": bench_entries, "compressed": bench_compressed}
     for name in names:
-        if name not in corpora:
-            sys.exit("bench: no corpus %r; there are: %s" % (name, ", ".join(corpora)))
+        if name not in benches:
+            sys.exit("bench: no benchmark %r; there are: %s" % (name, ", ".join(benches)))
     memory = "/dev/shm"
     place = memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 6000 * MEGABYTE else None
-    for name in names or corpora:
+    for name in names or benches:
         directory = tempfile.mkdtemp(prefix="cvmfs-bench.", dir=place)
         try:
-            tree = os.path.join(directory, "tree")
-            os.mkdir(tree)
-            corpora[name](tree)
-            measure(name, directory, tree)
+            benches[name](name, directory)
         finally:
             shutil.rmtree(directory)
     return 0
 
 
-def make_small(tree):
-    entries = size = 0
-    for source in TREES:
-        if not os.path.isdir(source) or entries >= SMALL_ENTRIES or size >= SMALL_BYTES:
-            continue
-        for directory, _, files in os.walk(source):
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+def copy_trees(sources, tree, wanted):
+    """Copies what everybody may read of some trees, until there are so many files; returns their number."""
+    copied = 0
+    for source in sources:
+        for directory, _, names in os.walk(source):
             copy = tree + directory
             if os.path.isdir(copy):
                 continue                                         # a tree of above, again
             os.makedirs(copy)
-            entries += 1
-            for name in files:
+            for name in names:
                 path = os.path.join(directory, name)
-                if os.access(path, os.R_OK) and (os.path.islink(path) or os.path.isfile(path)):
+                if copied < wanted and os.access(path, os.R_OK) and (os.path.islink(path) or os.path.isfile(path)):
                     shutil.copy2(path, copy, follow_symlinks=False)
-                    entries += 1
-                    size += os.lstat(path).st_size
-            if entries >= SMALL_ENTRIES or size >= SMALL_BYTES:
-                break
+                    copied += not os.path.islink(path)
+            if copied == wanted:
+                return copied
+    return copied
+
+
+def make_small(tree):
+    copied = copy_trees(SOFTWARE, tree, SMALL_FILES)
+    # A machine with little software: text of the size of sources makes up for it.
+    chance = random.Random(1)
+    words = made_up_words(chance)
+    for number in range(copied, SMALL_FILES):
+        directory = os.path.join(tree, "text", "%03d" % (number // 500))
+        os.makedirs(directory, exist_ok=True)
+        with open(os.path.join(directory, "file%d" % number), "wb") as out:
+            out.write(b" ".join(chance.choices(words, k=int(chance.expovariate(1 / 1500)))))
+
+
+def make_rootfs(tree):
+    if os.geteuid() == 0 and shutil.which("debootstrap"):
+        command = ["debootstrap", "--variant=minbase", "stable", tree]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+            return
+        remove(tree)
+        os.mkdir(tree)
+    print("# debootstrap did not work: programs and libraries of this machine instead")
+    copy_trees(SYSTEM, tree, SYSTEM_FILES)
 
 
 def make_large(tree):
     """Four files of blocks that are text-like, noise, or zero, always the same ones."""
     chance = random.Random(1)
-    words = [bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz", k=chance.randrange(2, 11))) for _ in range(4000)]
+    words = made_up_words(chance)
     for megabytes in LARGE_SIZES:
         with open(os.path.join(tree, "file%d" % megabytes), "wb") as out:
             for _ in range(megabytes):
@@ -94,58 +126,154 @@ def make_large(tree):
                 out.write(block.ljust(MEGABYTE, b"\0"))
 
 
-def measure(corpus, directory, tree):
-    tarball = os.path.join(directory, "tree.tar")
+def made_up_words(chance):
+    return [bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz", k=chance.randrange(2, 11))) for _ in range(4000)]
+
+
+def make_tarball(make, directory):
+    tree, tarball = os.path.join(directory, "tree"), os.path.join(directory, "tree.tar")
+    os.mkdir(tree)
+    make(tree)
     subprocess.run(["tar", "-C", tree, "-cf", tarball, "."], check=True)
-    site = os.path.join(directory, "site")
-    environment = dict(os.environ, CVMFS_SERVER_ROOT=site, CVMFS_REPO=NAME)
-    ingest = [program("cvmfs-ingest"), "-q", "--tar", tarball, "--base-dir"]
-    rows = {}
+    return tree, tarball
 
-    def time_of(row, command):
-        rows.setdefault(row, []).append(run(command, environment))
 
+# --- benchmarks -----------------------------------------------------------------------------------------------------
+
+def bench_tree(make):
+    def bench(corpus, directory):
+        tree, tarball = make_tarball(make, directory)
+        site, rows = Site(directory), Rows()
+        for _ in range(RUNS):
+            site.make()
+            rows.add("new", site.ingest(tarball, "first"))
+            rows.add("known", site.ingest(tarball, "second"))
+            rows.add("unchanged", site.ingest(tarball, "second"))
+            rows.add("verify", site.run("cvmfs-publish", "-q", "verify", "/first"))
+            remove(site.root)
+            rows.add("floor", floor(tree))
+            rows.add("pigz", run(["pigz", "-p2", "-6", "-c", tarball]))
+        sizes = [os.lstat(os.path.join(path, name)) for path, _, names in os.walk(tree) for name in names]
+        heading("%s: %d files and links, %.0f MB" % (corpus, len(sizes), sum(size.st_size for size in sizes) / MEGABYTE))
+        rows.print({"x floor": "floor", "x `pigz -p2 -6`": "pigz"})
+        new, known = rows.median("new"), rows.median("known")
+        print("\nKnown content takes 1/%.1f of the time of new content." % (new / known))
+    return bench
+
+
+def bench_entries(_, directory):
+    heading("entries: tiny files, nested catalogs of 10,000")
+    print("| entries | seconds | CPU seconds | peak memory | seconds for 10,000 |")
+    print("| --- | --- | --- | --- | --- |")
+    tarball, site = os.path.join(directory, "tree.tar"), Site(directory)
+    for entries in ENTRIES:
+        pack_entries(tarball, entries)
+        rows = Rows()
+        for _ in range(RUNS if entries < 10**6 else 1):
+            site.make()
+            rows.add("new", site.ingest(tarball, "first"))
+            remove(site.root)
+        seconds = rows.median("new")
+        print("| %d | %s | %.2f |" % (entries, rows.columns("new"), seconds / entries * 10**4))
+        sys.stdout.flush()
+
+
+def pack_entries(tarball, entries):
+    """Packs so many files of some bytes, 1000 a directory and ten directories a catalog."""
+    with open(tarball, "wb") as out:
+        for number in range(entries):
+            catalog, directory = number // 10_000, number // 1000 % 10
+            if number % 10_000 == 0:
+                out.write(header(b"c%d/.cvmfscatalog" % catalog, 0))
+            content = b"%d\n" % (number % 5000)
+            out.write(header(b"c%d/d%d/file%d" % (catalog, directory, number), len(content)))
+            out.write(content.ljust(512, b"\0"))
+        out.write(bytes(1024))
+
+
+def header(name, size):
+    """The tar header of a file."""
+    before = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"13000000000\0"
+    after = (b"0" + bytes(100) + b"ustar\00000").ljust(356, b"\0")
+    checksum = sum(before) + 8 * ord(" ") + sum(after)
+    return before + b"%06o\0 " % checksum + after
+
+
+def bench_compressed(_, directory):
+    tree, tarball = make_tarball(make_rootfs, directory)
+    remove(tree)
+    site, rows = Site(directory), Rows()
+    for compressor, extension in COMPRESSORS.items():
+        subprocess.run([compressor, "-q", "-k", tarball], check=True)
+        archive = tarball + "." + extension
+        for _ in range(RUNS):
+            site.make()
+            rows.add("`%s -dc`" % compressor, run([compressor, "-dc", archive]))
+            rows.add("new, from " + compressor, site.ingest(archive, "first"))
+            rows.add("known, from " + compressor, site.ingest(archive, "second"))
+            remove(site.root)
     for _ in range(RUNS):
-        remove(site)
-        run([program("cvmfs-publish"), "-q", "mkfs", NAME], environment)
-        time_of("ingest", ingest + ["first"])
-        stored = sum(os.path.getsize(os.path.join(path, name))
-                     for path, _, names in os.walk(os.path.join(site, "srv")) for name in names)
-        time_of("again", ingest + ["second"])
-        time_of("unchanged", ingest + ["second"])
-        time_of("verify", [program("cvmfs-publish"), "-q", "verify", "/first"])
-        remove(site)
-        rows.setdefault("floor", []).append(floor(tree))
-        time_of("pigz", ["pigz", "-p2", "-6", "-c", tarball])
-        extracted = os.path.join(directory, "extracted")
-        os.mkdir(extracted)
-        time_of("tar", ["tar", "-C", extracted, "-xf", tarball])
-        remove(extracted)
-    report(corpus, tree, stored, rows)
+        site.make()
+        rows.add("new, not compressed", site.ingest(tarball, "first"))
+        rows.add("known, not compressed", site.ingest(tarball, "second"))
+        remove(site.root)
+    heading("compressed: the tarball of rootfs, %.0f MB" % (os.path.getsize(tarball) / MEGABYTE))
+    rows.print({})
 
 
-def report(corpus, tree, stored, rows):
-    files = sum(len(names) for _, _, names in os.walk(tree))
-    size = sum(os.lstat(os.path.join(path, name)).st_size for path, _, names in os.walk(tree) for name in names)
-    median = {row: statistics.median(seconds for seconds, _ in runs) for row, runs in rows.items()}
-    print("\n%s: %d files, %.0f MB; stored %.0f MB; %d cores; load %.1f" % (
-        corpus, files, size / MEGABYTE, stored / MEGABYTE, os.cpu_count(), os.getloadavg()[0]))
-    print("\n| work | seconds | of the three | MB/s | peak MiB | x floor | x pigz |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for row, runs in rows.items():
-        seconds = median[row]
-        spread = "%.2f to %.2f" % (min(runs)[0], max(runs)[0])
-        peak = max(peak or 0 for _, peak in runs)
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+class Site:
+    """A server's directory tree with one repository."""
+
+    def __init__(self, directory):
+        self.root = os.path.join(directory, "site")
+        self.environment = dict(os.environ, CVMFS_SERVER_ROOT=self.root, CVMFS_REPO=FQRN)
+
+    def make(self):
+        remove(self.root)
+        self.run("cvmfs-publish", "-q", "mkfs", FQRN)
+
+    def ingest(self, tarball, base_dir):
+        return self.run("cvmfs-ingest", "-q", "--tar", tarball, "--base-dir", base_dir)
+
+    def run(self, program, *arguments):
+        return run([os.path.join(os.environ["BIN"], program), *arguments], self.environment)
+
+
+class Rows:
+    """Runs by the name of their row: seconds, CPU seconds and peak memory in KiB of each."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def add(self, row, measured):
+        self.runs.setdefault(row, []).append(measured)
+
+    def median(self, row):
+        return statistics.median(seconds for seconds, _, _ in self.runs[row])
+
+    def columns(self, row):
+        cpu = statistics.median(cpu for _, cpu, _ in self.runs[row])
+        peak = max(peak for _, _, peak in self.runs[row])
         # A child's peak begins with what this process had when it made the child.
-        shown = "" if peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else "%.0f" % (peak / 1024)
-        print("| %s | %.2f | %s | %.0f | %s | %.2f | %.2f |" % (
-            row, seconds, spread, size / MEGABYTE / seconds, shown,
-            seconds / median["floor"], seconds / median["pigz"]))
-    sys.stdout.flush()
+        shown = "" if peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else "%.0f MiB" % (peak / 1024)
+        return "%.2f | %.2f | %s" % (self.median(row), cpu, shown)
+
+    def print(self, yardsticks):
+        names = ["work", "seconds", "CPU seconds", "peak memory", *yardsticks]
+        print("| %s |\n|%s" % (" | ".join(names), " --- |" * len(names)))
+        for row in self.runs:
+            ratios = ["%.2f" % (self.median(row) / self.median(other)) for other in yardsticks.values()]
+            print("| %s |" % " | ".join([row, self.columns(row), *ratios]))
 
 
-def run(command, environment):
-    """Seconds and peak memory in KiB of a program."""
+def heading(text):
+    print("\n%s; %d cores; load %.1f\n" % (text, os.cpu_count(), os.getloadavg()[0]))
+
+
+def run(command, environment=None):
+    """Seconds, CPU seconds and peak memory in KiB of a program."""
     started = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -153,16 +281,13 @@ def run(command, environment):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit("bench: exit code %d of %s" % (process.returncode, " ".join(command)))
-    return seconds, usage.ru_maxrss
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
 
 
 def floor(tree):
     done = subprocess.run([os.environ["FLOOR"], tree], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)["seconds"], None
-
-
-def program(name):
-    return os.path.join(os.environ["BIN"], name)
+    measured = json.loads(done.stdout)
+    return measured["seconds"], measured["cpu_seconds"], 0
 
 
 def remove(directory):

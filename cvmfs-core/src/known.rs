@@ -95,15 +95,6 @@ struct State {
 }
 
 impl State {
-    /// Makes sure that a transaction is open for reading.
-    fn begin(&mut self) -> rusqlite::Result<()> {
-        if self.lookups_left == 0 {
-            self.connection.prepare_cached("BEGIN")?.execute([])?;
-            self.lookups_left = LOOKUPS;
-        }
-        Ok(())
-    }
-
     /// Ends the transaction for reading, if one is open.
     fn end(&mut self) -> rusqlite::Result<()> {
         if self.lookups_left > 0 {
@@ -114,13 +105,16 @@ impl State {
     }
 
     fn look_up(&mut self, key: &PieceKey) -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64, bool)>> {
-        self.begin()?;
+        if self.lookups_left == 0 {
+            self.connection.prepare_cached("BEGIN")?.execute([])?;
+            self.lookups_left = LOOKUPS;
+        }
         let sql = "SELECT digest, size, plain FROM known WHERE piece = ?1";
         let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
         let found = self.connection.prepare_cached(sql)?.query_row([&key.0[..]], columns).optional();
-        self.lookups_left -= 1;
-        if self.lookups_left == 0 {
-            self.connection.prepare_cached("COMMIT")?.execute([])?;
+        match self.lookups_left {
+            1 => self.end()?,
+            left => self.lookups_left = left - 1,
         }
         found
     }
