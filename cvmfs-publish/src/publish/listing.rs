@@ -187,24 +187,28 @@ impl Top {
         }
         // On a disk that has to be read, in the order in which it is laid out.
         names.sort_unstable();
-        let look = |names: &[(u64, Vec<u8>)]| -> Result<Vec<Found>> {
-            let look = |(_, name): &(u64, Vec<u8>)| look_at(&directory, &path, name, selection).transpose();
-            names.iter().filter_map(look).collect()
+        let look = |names: &mut [(u64, Vec<u8>)]| -> Result<Vec<Found>> {
+            let mut place = path.as_os_str().as_bytes().to_vec();
+            place.push(b'/');
+            let look = |(_, name): &mut (u64, Vec<u8>)| {
+                look_at(&directory, &mut place, std::mem::take(name), selection).transpose()
+            };
+            names.iter_mut().filter_map(look).collect()
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let mut found = if names.len() < LARGE || threads == 1 {
-            look(&names)?
+            look(&mut names)?
         } else {
+            let length = names.len().div_ceil(threads);
             let pieces: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
-                let pieces = names.chunks(names.len().div_ceil(threads));
-                let running: Vec<_> = pieces.map(|piece| scope.spawn(|| look(piece))).collect();
+                let running: Vec<_> = names.chunks_mut(length).map(|piece| scope.spawn(|| look(piece))).collect();
                 let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
                     Ok(piece) => piece,
                     Err(panic) => std::panic::resume_unwind(panic),
                 };
                 running.into_iter().map(join).collect()
             });
-            pieces.into_iter().collect::<Result<Vec<_>>>()?.concat()
+            pieces.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
         };
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
@@ -262,31 +266,39 @@ fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
     Ok(names)
 }
 
-/// Looks at one entry; `None` if it vanished.
-fn look_at(directory: &OwnedFd, path: &Path, name: &[u8], selection: &Selection) -> Result<Option<Found>> {
-    let name_os = OsStr::from_bytes(name);
-    let place = || path.join(name_os);
+/// Looks at one entry; `None` if it vanished. `place` is the path of the directory with a slash, and gets longer and
+/// shorter again.
+fn look_at(directory: &OwnedFd, place: &mut Vec<u8>, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
+    let length = place.len();
+    place.extend_from_slice(&name);
+    let looked = look_at_path(directory, Path::new(OsStr::from_bytes(place)), name, selection);
+    place.truncate(length);
+    looked
+}
+
+fn look_at_path(directory: &OwnedFd, path: &Path, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
+    let name_os = OsStr::from_bytes(&name);
     let stat = match rustix::fs::statat(directory, name_os, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(None),
-        result => result.map_err(|error| Error::io(place(), error.into()))?,
+        result => result.map_err(io::Error::from).at(path)?,
     };
     let status = Status::new(&stat);
     let target = match status.kind {
         Kind::Symlink => match rustix::fs::readlinkat(directory, name_os, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
-            result => result.map_err(|error| Error::io(place(), error.into()))?.into_bytes(),
+            result => result.map_err(io::Error::from).at(path)?.into_bytes(),
         },
         _ => Vec::new(),
     };
     let xattrs = if selection.xattrs {
-        match read_xattrs(&place()) {
+        match read_xattrs(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(|error| Error::io(place(), error))?,
+            result => result.at(path)?,
         }
     } else {
         Vec::new()
     };
-    Ok(Some(Found { name: name.to_vec(), status, xattrs, target }))
+    Ok(Some(Found { name, status, xattrs, target }))
 }
 
 /// Reads the extended attributes of a path itself; none where the file system has none.
