@@ -149,7 +149,8 @@ impl Comparer {
             })
     }
 
-    fn is_same_time(&self, recorded: Mtime, found: Mtime) -> bool {
+    /// Whether two times are the same, as far as both know them.
+    pub(super) fn is_same_time(&self, recorded: Mtime, found: Mtime) -> bool {
         recorded.seconds == found.seconds
             && match (recorded.nanoseconds, found.nanoseconds) {
                 (Some(recorded), Some(found)) if self.policy.mtime_nanoseconds => recorded == found,

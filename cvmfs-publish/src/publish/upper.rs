@@ -6,8 +6,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
+use cvmfs_core::catalog::Row;
 use cvmfs_core::change::Change;
-use cvmfs_core::entry::{EntryKind, FileContent, Mount};
+use cvmfs_core::entry::{Entry, EntryKind, FileContent, Mount};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::{RepoPath, display};
 
@@ -126,7 +127,7 @@ impl UpperRules {
                 continue;
             }
             let known = if signs.metacopy {
-                Some(self.copied_up(comparer, &directory_path, &path, &found, &signs)?)
+                Some(self.copied_up(comparer, &directory_path, &path, &found, row.as_ref(), &signs)?)
             } else if found.status.kind == Kind::File && grafts.contains(&found.name) {
                 let marker = directory_below.child(&[graft::PREFIX, &found.name].concat())?;
                 // The reference keeps none of a graft.
@@ -149,6 +150,7 @@ impl UpperRules {
         directory: &RepoPath,
         path: &RepoPath,
         found: &Found,
+        row: Option<&Row>,
         signs: &Signs,
     ) -> Result<FileContent> {
         let origin = match signs.redirect.as_deref() {
@@ -157,7 +159,16 @@ impl UpperRules {
             Some(name) => directory.child(name)?,
         };
         match comparer.tree.find(&origin)?.map(|row| row.entry.kind) {
-            Some(EntryKind::File(file)) if file.size == found.status.size => Ok(file),
+            Some(EntryKind::File(file)) if file.size == found.status.size => return Ok(file),
+            _ => {}
+        }
+        // It may have been published before.
+        match row.map(|row| &row.entry) {
+            Some(Entry { kind: EntryKind::File(file), mtime, .. })
+                if file.size == found.status.size && comparer.is_same_time(*mtime, found.status.mtime) =>
+            {
+                Ok(file.clone())
+            }
             _ => {
                 let reason = format!(
                     "its data was not copied up (attribute overlay.metacopy), and {origin} in the repository is not \
