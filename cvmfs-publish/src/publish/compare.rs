@@ -194,11 +194,11 @@ impl Comparer {
             if status.links > 1 && candidate.known.is_none() {
                 linked.entry(status.inode).or_default().push(candidate);
             } else {
-                self.names_of_file(directory, below, vec![candidate], shows, &mut steps)?;
+                self.names_of_file(directory, below, &[candidate], shows, &mut steps)?;
             }
         }
         for names in linked.into_values() {
-            self.names_of_file(directory, below, names, shows, &mut steps)?;
+            self.names_of_file(directory, below, &names, shows, &mut steps)?;
         }
         Ok(steps)
     }
@@ -208,13 +208,13 @@ impl Comparer {
         &mut self,
         directory: &RepoPath,
         below: &RepoPath,
-        names: Vec<Candidate>,
+        names: &[Candidate],
         shows: Shows,
         steps: &mut Vec<Step>,
     ) -> Result<()> {
-        let mut is_same = shows == Shows::Everything && is_group(&names);
+        let mut is_same = shows == Shows::Everything && is_group(names);
         let mut content = None;
-        for candidate in &names {
+        for candidate in names {
             let (same, reusable) = self.compare(directory, below, candidate)?;
             is_same &= same;
             content = content.or(reusable);

@@ -20,6 +20,8 @@ use rustix::io::Errno;
 
 /// From this many entries on, a directory is looked at by several threads.
 const LARGE: usize = 8192;
+/// Bytes of names that are asked for at a time.
+const NAMES_SIZE: usize = 64 * 1024;
 /// Most bytes of one extended attribute that Linux has.
 const XATTR_MAX: usize = 64 * 1024;
 
@@ -254,7 +256,7 @@ impl Status {
 /// Names with their inode numbers, without `.` and `..`.
 fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
     let mut names = Vec::new();
-    let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+    let mut buffer = vec![MaybeUninit::uninit(); NAMES_SIZE];
     let mut entries = RawDir::new(directory, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
@@ -342,5 +344,73 @@ pub(super) fn sees_trusted_attributes(directory: &Path) -> bool {
         Err(Errno::PERM) => false,
         Err(Errno::ROFS) => rustix::process::geteuid().is_root(),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn path(text: &str) -> RepoPath {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn patterns_are_for_names_or_for_paths() {
+        for (pattern, matching, others) in [
+            ("*.tmp", vec!["a.tmp", "d/e/.tmp"], vec!["a.tmp/b", "tmp"]),
+            ("cache/", vec!["cache", "d/cache"], vec!["cached"]),
+            ("/cache", vec!["cache"], vec!["d/cache"]),
+            ("d/*/x", vec!["d/e/x"], vec!["d/x", "d/e/f/x", "a/d/e/x"]),
+            ("\\*", vec!["*", "d/*"], vec!["a"]),
+        ] {
+            let exclude: Exclude = pattern.parse().unwrap();
+            assert!(matching.iter().all(|text| exclude.matches(&path(text))), "{pattern}");
+            assert!(!others.iter().any(|text| exclude.matches(&path(text))), "{pattern}");
+        }
+        for pattern in ["", "/", "a\\b"] {
+            assert!(pattern.parse::<Exclude>().is_err(), "{pattern:?}");
+        }
+    }
+
+    #[test]
+    fn no_link_is_followed_on_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink(outside.path(), directory.path().join("link")).unwrap();
+        let top = Top::open(directory.path()).unwrap();
+        assert!(top.list(&path("link"), &Selection::default()).is_err());
+        assert!(top.open_file(&path("link/secret")).is_err());
+    }
+
+    #[test]
+    fn what_vanished_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("gone")).unwrap();
+        fs::write(directory.path().join("file"), "x").unwrap();
+        let top = Top::open(directory.path()).unwrap();
+        fs::remove_dir(directory.path().join("gone")).unwrap();
+        fs::remove_file(directory.path().join("file")).unwrap();
+        let error = top.list(&path("gone"), &Selection::default()).unwrap_err().to_string();
+        assert!(error.contains("/gone"), "{error}");
+        fs::create_dir(directory.path().join("file")).unwrap();
+        assert!(matches!(top.open_file(&path("file")), Err(Error::Conflict { .. })));
+    }
+
+    #[test]
+    fn large_directories_are_listed_whole_and_sorted() {
+        let directory = tempfile::tempdir().unwrap();
+        let count = LARGE + 1;
+        for number in 0..count {
+            fs::write(directory.path().join(number.to_string()), "").unwrap();
+        }
+        let top = Top::open(directory.path()).unwrap();
+        let found = top.list(&RepoPath::root(), &Selection { xattrs: true, ..Selection::default() }).unwrap();
+        let mut expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+        expected.sort();
+        assert!(found.iter().map(|found| &found.name[..]).eq(expected.iter().map(String::as_bytes)));
     }
 }

@@ -76,8 +76,7 @@ impl UpperRules {
             match self.interpret(&place.display(), found)? {
                 Upper::Whiteout(name) => removed.push(name),
                 Upper::OpaqueMarker if shows == Shows::Everything => shows = Shows::Nothing,
-                Upper::OpaqueMarker => {}
-                Upper::Ignored => {}
+                Upper::OpaqueMarker | Upper::Ignored => {}
                 Upper::Entry(found, _) if found.status.kind == Kind::File && found.name.starts_with(graft::PREFIX) => {
                     grafts.extend(found.name.strip_prefix(graft::PREFIX).map(<[u8]>::to_vec));
                 }
