@@ -26,6 +26,7 @@ NAME = "bench.example.org"
 RUNS = 3
 NEW_FILES, NEW_SIZE, NEW_DIRECTORIES = 100_000, 4096, 50
 FILES = int(os.environ.get("FILES", 10**6))
+# At least five directories of the second size: others of them are changed and removed.
 DIRECTORY_FILES, TOP_FILES = 1000, 25_000
 
 
