@@ -326,6 +326,13 @@ mod tests {
     }
 
     #[test]
+    fn only_the_top_directory_is_generated() {
+        for (path, expected) in [(".cvmfs", true), (".cvmfs/a", true), ("a/.cvmfs", false), (".cvmfscatalog", false)] {
+            assert_eq!(path.parse::<RepoPath>().unwrap().is_generated(), expected, "{path}");
+        }
+    }
+
+    #[test]
     fn repository_names_are_checked() {
         assert!("software.example.org".parse::<RepositoryName>().is_ok());
         for name in ["", "nodots", ".a.b", "a b.c", "a/../b.c", &"x.".repeat(31)] {

@@ -156,6 +156,15 @@ mod tests {
     }
 
     #[test]
+    fn takes_what_fits_and_tells_what_does_not() {
+        let long = [0; 256];
+        let (xattrs, left_out) = Xattrs::collect([(&b"user.a"[..], &b"1"[..]), (b"", b"2"), (b"user.b", &long)]);
+        assert!(xattrs.iter().eq([(&b"user.a"[..], &b"1"[..])]));
+        assert_eq!(left_out.len(), 2);
+        assert!(left_out[1].contains("user.b"), "{left_out:?}");
+    }
+
+    #[test]
     fn reads_version_2() {
         let blob = [&hex("02 01 06 0401 757365722e62")[..], &[7; 260]].concat();
         let mut xattrs = Xattrs::parse(&blob).unwrap();

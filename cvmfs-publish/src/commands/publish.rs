@@ -21,8 +21,9 @@ use cvmfs_publish::publish::{self, Exclude, From, Options};
   mount -t overlay overlay -o lowerdir=/cvmfs/software.example.org,upperdir=/w/upper,workdir=/w/work /mnt
   cvmfs-publish publish --upper /w/upper
 
-What stays, though the directory does not have it: what --exclude names, and the marker .cvmfscatalog of a nested
-catalog that was made by --catalog at the base directory, for .cvmfsdirtab, or by automatic splitting.")]
+What stays, though the directory does not have it: what --exclude names, as long as its directory stays, and the marker
+.cvmfscatalog of a nested catalog that was made by --catalog at the base directory, for .cvmfsdirtab, or by automatic
+splitting. An overlay whose upper directory was published must be mounted anew, with an empty one, over the new revision.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     repo: RepoArg,

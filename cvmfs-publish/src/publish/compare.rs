@@ -19,6 +19,7 @@ use cvmfs_core::tree::Tree;
 use cvmfs_core::xattr::Xattrs;
 
 use super::listing::{Found, Kind, Status, Top, changed, file_status};
+use super::source::Shows;
 
 /// Bytes compared at a time.
 const BLOCK_SIZE: usize = 256 * 1024;
@@ -134,21 +135,22 @@ impl Comparer {
     }
 
     /// Whether the entry of a row has this metadata, as far as both know it.
-    fn has_metadata(&mut self, entry: &Entry, below: &RepoPath, found: &Found) -> bool {
+    fn has_metadata(&mut self, entry: &Entry, below: impl FnOnce() -> Result<RepoPath>, found: &Found) -> Result<bool> {
         let status = &found.status;
-        entry.permissions == status.permissions
+        Ok(entry.permissions == status.permissions
             && entry.uid == self.policy.uid.unwrap_or(status.uid)
             && entry.gid == self.policy.gid.unwrap_or(status.gid)
             && self.is_same_time(entry.mtime, status.mtime)
             && if found.xattrs.is_empty() {
                 entry.xattrs.is_empty()
             } else {
-                // Compared with warnings taken: an entry that is the same says again what it lacks.
-                entry.xattrs == self.xattrs(below, &found.xattrs)
-            }
+                // What was left out is said again, though the entry is the same.
+                entry.xattrs == self.xattrs(&below()?, &found.xattrs)
+            })
     }
 
-    fn is_same_time(&self, recorded: Mtime, found: Mtime) -> bool {
+    /// Whether two times are the same, as far as both know them.
+    pub(super) fn is_same_time(&self, recorded: Mtime, found: Mtime) -> bool {
         recorded.seconds == found.seconds
             && match (recorded.nanoseconds, found.nanoseconds) {
                 (Some(recorded), Some(found)) if self.policy.mtime_nanoseconds => recorded == found,
@@ -156,21 +158,23 @@ impl Comparer {
             }
     }
 
-    /// Returns the change that makes a directory what was found, unless it is.
+    /// Returns the change that makes a directory what was found, unless it is; `shows` is for the directory above it.
     pub(super) fn directory(
         &mut self,
         path: RepoPath,
         below: &RepoPath,
         found: &Found,
         row: Option<&Row>,
-    ) -> Option<Change> {
-        if let Some(row) = row.filter(|row| row.entry.is_directory())
-            && self.has_metadata(&row.entry, below, found)
+        shows: Shows,
+    ) -> Result<Option<Change>> {
+        if shows == Shows::Everything
+            && let Some(row) = row.filter(|row| row.entry.is_directory())
+            && self.has_metadata(&row.entry, || Ok(below.clone()), found)?
         {
-            return None;
+            return Ok(None);
         }
         let metadata = self.metadata(below, &found.status, &found.xattrs);
-        Some(Change::Put { path, metadata, content: Content::Directory })
+        Ok(Some(Change::Put { path, metadata, content: Content::Directory }))
     }
 
     /// Returns what makes the entries of one directory, none of them a directory, what was found.
@@ -181,6 +185,7 @@ impl Comparer {
         directory: &RepoPath,
         below: &RepoPath,
         candidates: Vec<Candidate>,
+        shows: Shows,
     ) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let mut linked: BTreeMap<(u64, u64), Vec<Candidate>> = BTreeMap::new();
@@ -189,11 +194,11 @@ impl Comparer {
             if status.links > 1 && candidate.known.is_none() {
                 linked.entry(status.inode).or_default().push(candidate);
             } else {
-                self.names_of_file(directory, below, vec![candidate], &mut steps)?;
+                self.names_of_file(directory, below, &[candidate], shows, &mut steps)?;
             }
         }
         for names in linked.into_values() {
-            self.names_of_file(directory, below, names, &mut steps)?;
+            self.names_of_file(directory, below, &names, shows, &mut steps)?;
         }
         Ok(steps)
     }
@@ -203,22 +208,24 @@ impl Comparer {
         &mut self,
         directory: &RepoPath,
         below: &RepoPath,
-        names: Vec<Candidate>,
+        names: &[Candidate],
+        shows: Shows,
         steps: &mut Vec<Step>,
     ) -> Result<()> {
-        let mut is_same = is_group(&names);
+        let mut is_same = shows == Shows::Everything && is_group(names);
         let mut content = None;
-        for candidate in &names {
+        for candidate in names {
             let (same, reusable) = self.compare(directory, below, candidate)?;
             is_same &= same;
             content = content.or(reusable);
         }
         let Some((first, others)) = names.split_first() else { return Ok(()) };
-        let path = directory.child(&first.found.name)?;
-        let elsewhere = self.elsewhere(&first.found.status, names.len(), &path, content.as_ref());
+        let path = || directory.child(&first.found.name);
+        let elsewhere = self.elsewhere(&first.found.status, names.len(), path, content.as_ref())?;
         if is_same {
             return Ok(());
         }
+        let path = path()?;
         let below = below.child(&first.found.name)?;
         steps.push(match (content, elsewhere) {
             (None, Some(Linked::Put(target))) => Step::Change(Change::Link { path: path.clone(), target }),
@@ -270,8 +277,7 @@ impl Comparer {
                     (EntryKind::Special(old), Content::Special(new)) => old == new,
                     _ => false,
                 };
-                let below = below.child(&found.name)?;
-                same_kind && self.has_metadata(entry, &below, found)
+                same_kind && self.has_metadata(entry, || below.child(&found.name), found)?
             }
             _ => false,
         };
@@ -321,12 +327,12 @@ impl Comparer {
         &mut self,
         status: &Status,
         names: usize,
-        path: &RepoPath,
+        path: impl FnOnce() -> Result<RepoPath>,
         content: Option<&Content>,
-    ) -> Option<Linked> {
+    ) -> Result<Option<Linked>> {
         let names = names as u64;
         if status.kind != Kind::File || status.links <= names {
-            return None;
+            return Ok(None);
         }
         if let Some((linked, left)) = self.linked.get_mut(&status.inode) {
             let linked = linked.clone();
@@ -334,13 +340,16 @@ impl Comparer {
             if *left == 0 {
                 self.linked.remove(&status.inode);
             }
-            return Some(linked);
+            return Ok(Some(linked));
         }
         if self.linked.len() < MAX_LINKED {
-            let linked = content.map_or_else(|| Linked::Put(path.clone()), |content| Linked::Stored(content.clone()));
+            let linked = match content {
+                Some(content) => Linked::Stored(content.clone()),
+                None => Linked::Put(path()?),
+            };
             self.linked.insert(status.inode, (linked, status.links - names));
         }
-        None
+        Ok(None)
     }
 
     /// Opens a file whose turn has come, and returns its entry as it is now.

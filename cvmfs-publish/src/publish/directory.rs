@@ -19,7 +19,7 @@ use cvmfs_core::path::RepoPath;
 use super::compare::{Candidate, Comparer, Step};
 use super::graft;
 use super::listing::{Found, Kind};
-use super::source::{Item, Place, TreeSource, check_place, read_graft, read_small};
+use super::source::{Item, Place, Shows, TreeSource, check_place, read_graft, read_small};
 use super::walk::Walk;
 
 /// How directories of the source are taken.
@@ -50,9 +50,10 @@ impl DirectoryRules {
             Some(directory) => directory.list()?,
             None => Vec::new(),
         };
-        let (grafts, found): (Vec<Found>, Vec<Found>) = found.into_iter().partition(is_graft);
+        let mut found = found;
+        let grafts = found.extract_if(.., |found| is_graft(found));
         let grafts: BTreeSet<Vec<u8>> =
-            grafts.into_iter().filter_map(|found| found.name.strip_prefix(graft::PREFIX).map(<[u8]>::to_vec)).collect();
+            grafts.filter_map(|found| found.name.strip_prefix(graft::PREFIX).map(<[u8]>::to_vec)).collect();
         let has = |name: &[u8]| found.binary_search_by(|entry| entry.name[..].cmp(name)).is_ok();
         let markers = Markers {
             found: has(MARKER),
@@ -85,22 +86,23 @@ impl DirectoryRules {
                 }
                 continue;
             };
-            let path = path.child(&found.name)?;
-            check_place(&path, found.status.kind)?;
+            if found.name.starts_with(b".cvmfs") {
+                check_place(&path.child(&found.name)?, found.status.kind)?;
+            }
             if found.status.kind == Kind::Directory {
-                let below = below.child(&found.name)?;
-                let change = comparer.directory(path.clone(), &below, &found, row.as_ref());
+                let (path, below) = (path.child(&found.name)?, below.child(&found.name)?);
+                let change = comparer.directory(path.clone(), &below, &found, row.as_ref(), Shows::Everything)?;
                 let is_open = !walk.selection().one_file_system || comparer.top.is_same_file_system(&found);
                 enter.extend(change.map(|change| Item::Step(Step::Change(change))));
                 if is_open {
                     let directory = TreeSource::below(comparer, directory.as_ref(), row.as_ref())?;
-                    enter.push(Item::Enter(Place { path, below, directory, opaque: false }));
+                    enter.push(Item::Enter(Place { path, below, directory, shows: Shows::Everything }));
                 }
                 continue;
             }
             if !self.delete && row.as_ref().is_some_and(|row| row.entry.is_directory()) {
                 return Err(Error::invalid(
-                    path.to_string(),
+                    path.child(&found.name)?.to_string(),
                     "it is a directory in the repository, but not in the source; without deleting it cannot change",
                 ));
             }
@@ -114,7 +116,7 @@ impl DirectoryRules {
             };
             files.push(Candidate { found, row, known });
         }
-        items.extend(comparer.files(&path, &below, files)?.into_iter().map(Item::Step));
+        items.extend(comparer.files(&path, &below, files, Shows::Everything)?.into_iter().map(Item::Step));
         items.extend(enter);
         Ok(items)
     }

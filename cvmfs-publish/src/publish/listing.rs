@@ -20,6 +20,8 @@ use rustix::io::Errno;
 
 /// From this many entries on, a directory is looked at by several threads.
 const LARGE: usize = 8192;
+/// Bytes of names that are asked for at a time.
+const NAMES_SIZE: usize = 64 * 1024;
 /// Most bytes of one extended attribute that Linux has.
 const XATTR_MAX: usize = 64 * 1024;
 
@@ -187,24 +189,28 @@ impl Top {
         }
         // On a disk that has to be read, in the order in which it is laid out.
         names.sort_unstable();
-        let look = |names: &[(u64, Vec<u8>)]| -> Result<Vec<Found>> {
-            let look = |(_, name): &(u64, Vec<u8>)| look_at(&directory, &path, name, selection).transpose();
-            names.iter().filter_map(look).collect()
+        let look = |names: &mut [(u64, Vec<u8>)]| -> Result<Vec<Found>> {
+            let mut place = path.as_os_str().as_bytes().to_vec();
+            place.push(b'/');
+            let look = |(_, name): &mut (u64, Vec<u8>)| {
+                look_at(&directory, &mut place, std::mem::take(name), selection).transpose()
+            };
+            names.iter_mut().filter_map(look).collect()
         };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let mut found = if names.len() < LARGE || threads == 1 {
-            look(&names)?
+            look(&mut names)?
         } else {
+            let length = names.len().div_ceil(threads);
             let pieces: Vec<Result<Vec<Found>>> = std::thread::scope(|scope| {
-                let pieces = names.chunks(names.len().div_ceil(threads));
-                let running: Vec<_> = pieces.map(|piece| scope.spawn(|| look(piece))).collect();
+                let running: Vec<_> = names.chunks_mut(length).map(|piece| scope.spawn(|| look(piece))).collect();
                 let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
                     Ok(piece) => piece,
                     Err(panic) => std::panic::resume_unwind(panic),
                 };
                 running.into_iter().map(join).collect()
             });
-            pieces.into_iter().collect::<Result<Vec<_>>>()?.concat()
+            pieces.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
         };
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
@@ -250,7 +256,7 @@ impl Status {
 /// Names with their inode numbers, without `.` and `..`.
 fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
     let mut names = Vec::new();
-    let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+    let mut buffer = vec![MaybeUninit::uninit(); NAMES_SIZE];
     let mut entries = RawDir::new(directory, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
@@ -262,31 +268,39 @@ fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
     Ok(names)
 }
 
-/// Looks at one entry; `None` if it vanished.
-fn look_at(directory: &OwnedFd, path: &Path, name: &[u8], selection: &Selection) -> Result<Option<Found>> {
-    let name_os = OsStr::from_bytes(name);
-    let place = || path.join(name_os);
+/// Looks at one entry; `None` if it vanished. `place` is the path of the directory with a slash, and gets longer and
+/// shorter again.
+fn look_at(directory: &OwnedFd, place: &mut Vec<u8>, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
+    let length = place.len();
+    place.extend_from_slice(&name);
+    let looked = look_at_path(directory, Path::new(OsStr::from_bytes(place)), name, selection);
+    place.truncate(length);
+    looked
+}
+
+fn look_at_path(directory: &OwnedFd, path: &Path, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
+    let name_os = OsStr::from_bytes(&name);
     let stat = match rustix::fs::statat(directory, name_os, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(None),
-        result => result.map_err(|error| Error::io(place(), error.into()))?,
+        result => result.map_err(io::Error::from).at(path)?,
     };
     let status = Status::new(&stat);
     let target = match status.kind {
         Kind::Symlink => match rustix::fs::readlinkat(directory, name_os, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
-            result => result.map_err(|error| Error::io(place(), error.into()))?.into_bytes(),
+            result => result.map_err(io::Error::from).at(path)?.into_bytes(),
         },
         _ => Vec::new(),
     };
     let xattrs = if selection.xattrs {
-        match read_xattrs(&place()) {
+        match read_xattrs(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(|error| Error::io(place(), error))?,
+            result => result.at(path)?,
         }
     } else {
         Vec::new()
     };
-    Ok(Some(Found { name: name.to_vec(), status, xattrs, target }))
+    Ok(Some(Found { name, status, xattrs, target }))
 }
 
 /// Reads the extended attributes of a path itself; none where the file system has none.
@@ -330,5 +344,73 @@ pub(super) fn sees_trusted_attributes(directory: &Path) -> bool {
         Err(Errno::PERM) => false,
         Err(Errno::ROFS) => rustix::process::geteuid().is_root(),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn path(text: &str) -> RepoPath {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn patterns_are_for_names_or_for_paths() {
+        for (pattern, matching, others) in [
+            ("*.tmp", vec!["a.tmp", "d/e/.tmp"], vec!["a.tmp/b", "tmp"]),
+            ("cache/", vec!["cache", "d/cache"], vec!["cached"]),
+            ("/cache", vec!["cache"], vec!["d/cache"]),
+            ("d/*/x", vec!["d/e/x"], vec!["d/x", "d/e/f/x", "a/d/e/x"]),
+            ("\\*", vec!["*", "d/*"], vec!["a"]),
+        ] {
+            let exclude: Exclude = pattern.parse().unwrap();
+            assert!(matching.iter().all(|text| exclude.matches(&path(text))), "{pattern}");
+            assert!(!others.iter().any(|text| exclude.matches(&path(text))), "{pattern}");
+        }
+        for pattern in ["", "/", "a\\b"] {
+            assert!(pattern.parse::<Exclude>().is_err(), "{pattern:?}");
+        }
+    }
+
+    #[test]
+    fn no_link_is_followed_on_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink(outside.path(), directory.path().join("link")).unwrap();
+        let top = Top::open(directory.path()).unwrap();
+        assert!(top.list(&path("link"), &Selection::default()).is_err());
+        assert!(top.open_file(&path("link/secret")).is_err());
+    }
+
+    #[test]
+    fn what_vanished_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("gone")).unwrap();
+        fs::write(directory.path().join("file"), "x").unwrap();
+        let top = Top::open(directory.path()).unwrap();
+        fs::remove_dir(directory.path().join("gone")).unwrap();
+        fs::remove_file(directory.path().join("file")).unwrap();
+        let error = top.list(&path("gone"), &Selection::default()).unwrap_err().to_string();
+        assert!(error.contains("/gone"), "{error}");
+        fs::create_dir(directory.path().join("file")).unwrap();
+        assert!(matches!(top.open_file(&path("file")), Err(Error::Conflict { .. })));
+    }
+
+    #[test]
+    fn large_directories_are_listed_whole_and_sorted() {
+        let directory = tempfile::tempdir().unwrap();
+        let count = LARGE + 1;
+        for number in 0..count {
+            fs::write(directory.path().join(number.to_string()), "").unwrap();
+        }
+        let top = Top::open(directory.path()).unwrap();
+        let found = top.list(&RepoPath::root(), &Selection { xattrs: true, ..Selection::default() }).unwrap();
+        let mut expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+        expected.sort();
+        assert!(found.iter().map(|found| &found.name[..]).eq(expected.iter().map(String::as_bytes)));
     }
 }

@@ -53,8 +53,18 @@ pub(super) struct Place {
     pub(super) below: RepoPath,
     /// What the repository has there, if that is a directory.
     pub(super) directory: Option<Directory>,
-    /// It hides what the repository has there (of an overlay).
-    pub(super) opaque: bool,
+    /// How much of that shows through (of an overlay).
+    pub(super) shows: Shows,
+}
+
+/// How much of what the repository has in a directory shows through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shows {
+    Everything,
+    /// Nothing: the directory is opaque.
+    Nothing,
+    /// Nothing either, because a directory above it is opaque.
+    NothingAbove,
 }
 
 /// Choices that both kinds of source have.
@@ -102,8 +112,8 @@ impl TreeSource {
             }
         };
         let found = top.found(&selection)?;
-        let (found, opaque) = match &rules {
-            Rules::Directory(_) => (found, false),
+        let (found, shows) = match &rules {
+            Rules::Directory(_) => (found, Shows::Everything),
             Rules::Upper(rules) => rules.top(found)?,
         };
 
@@ -120,10 +130,10 @@ impl TreeSource {
         let mut comparer = Comparer::new(Arc::clone(&top), options.policy.clone(), tree);
         // The root directory of the repository is nobody's to change.
         if !base_dir.is_root() {
-            let put = comparer.directory(base_dir.clone(), &RepoPath::root(), &found, row.as_ref());
+            let put = comparer.directory(base_dir.clone(), &RepoPath::root(), &found, row.as_ref(), shows)?;
             first.extend(put.map(|change| Item::Step(Step::Change(change))));
         }
-        first.push_back(Item::Enter(Place { path: base_dir, below: RepoPath::root(), directory, opaque }));
+        first.push_back(Item::Enter(Place { path: base_dir, below: RepoPath::root(), directory, shows }));
         let walk = Walk::new(top, selection, options.threads);
         Ok(Self { comparer, walk, rules, stack: vec![first] })
     }

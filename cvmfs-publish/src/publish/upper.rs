@@ -6,8 +6,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
+use cvmfs_core::catalog::Row;
 use cvmfs_core::change::Change;
-use cvmfs_core::entry::{EntryKind, FileContent, Mount};
+use cvmfs_core::entry::{Entry, EntryKind, FileContent, Mount};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::{RepoPath, display};
 
@@ -15,7 +16,7 @@ use super::compare::{Candidate, Comparer, Step};
 use super::graft;
 use super::listing::{Found, Kind, sees_trusted_attributes};
 use super::overlay::{Signs, Upper, interpret};
-use super::source::{Item, Options, Place, TreeSource, check_place, read_graft};
+use super::source::{Item, Options, Place, Shows, TreeSource, check_place, read_graft};
 
 /// How directories of an upper directory are taken.
 #[derive(Debug)]
@@ -52,20 +53,20 @@ impl UpperRules {
         Ok(upper)
     }
 
-    /// The top directory without the overlay's own attributes, and whether it is opaque.
-    pub(super) fn top(&self, found: Found) -> Result<(Found, bool)> {
+    /// The top directory without the overlay's own attributes, and what shows through.
+    pub(super) fn top(&self, found: Found) -> Result<(Found, Shows)> {
         match self.interpret(&self.base_dir, found)? {
             Upper::Entry(_, signs) if signs.opaque && self.base_dir.is_root() => {
                 Err(Error::invalid("/", "the upper directory hides all of the repository (attribute overlay.opaque)"))
             }
-            Upper::Entry(found, signs) => Ok((found, signs.opaque)),
+            Upper::Entry(found, signs) => Ok((found, shows_below(Shows::Everything, &signs))),
             _ => Err(Error::invalid(self.base_dir.to_string(), "the upper directory is a whiteout")),
         }
     }
 
     /// Finds what a directory of the upper directory changes.
     pub(super) fn examine(&self, comparer: &mut Comparer, place: Place, found: Vec<Found>) -> Result<VecDeque<Item>> {
-        let Place { path: directory_path, below: directory_below, mut directory, mut opaque } = place;
+        let Place { path: directory_path, below: directory_below, directory, mut shows } = place;
         let mut entries = Vec::new();
         let mut removed = Vec::new();
         let mut grafts = BTreeSet::new();
@@ -74,8 +75,8 @@ impl UpperRules {
             let place = comparer.top.path(&below);
             match self.interpret(&place.display(), found)? {
                 Upper::Whiteout(name) => removed.push(name),
-                Upper::OpaqueMarker => opaque = true,
-                Upper::Ignored => {}
+                Upper::OpaqueMarker if shows == Shows::Everything => shows = Shows::Nothing,
+                Upper::OpaqueMarker | Upper::Ignored => {}
                 Upper::Entry(found, _) if found.status.kind == Kind::File && found.name.starts_with(graft::PREFIX) => {
                     grafts.extend(found.name.strip_prefix(graft::PREFIX).map(<[u8]>::to_vec));
                 }
@@ -84,9 +85,7 @@ impl UpperRules {
         }
 
         let mut items = VecDeque::new();
-        // What is hidden is gone, and nothing is left to compare with.
-        let hidden = if opaque { directory.take() } else { None };
-        if hidden.is_some() {
+        if shows == Shows::Nothing && directory.is_some() {
             items.push_back(change(Change::Clear { path: directory_path.clone() }));
         }
         for name in removed {
@@ -95,7 +94,7 @@ impl UpperRules {
                 Some(directory) => directory.find(&name)?.is_some_and(|row| !row.entry.hidden),
                 None => false,
             };
-            if is_there && !entries.iter().any(|(found, _)| found.name == name) {
+            if is_there && shows == Shows::Everything && !entries.iter().any(|(found, _)| found.name == name) {
                 items.push_back(change(Change::Remove { path }));
             }
         }
@@ -121,13 +120,13 @@ impl UpperRules {
                         ),
                     });
                 }
-                enter.extend(comparer.directory(path.clone(), &below, &found, row.as_ref()).map(change));
+                enter.extend(comparer.directory(path.clone(), &below, &found, row.as_ref(), shows)?.map(change));
                 let directory = TreeSource::below(comparer, directory.as_ref(), row.as_ref())?;
-                enter.push(Item::Enter(Place { path, below, directory, opaque: signs.opaque }));
+                enter.push(Item::Enter(Place { path, below, directory, shows: shows_below(shows, &signs) }));
                 continue;
             }
             let known = if signs.metacopy {
-                Some(self.copied_up(comparer, &directory_path, &path, &found, &signs)?)
+                Some(self.copied_up(comparer, &directory_path, &path, &found, row.as_ref(), &signs)?)
             } else if found.status.kind == Kind::File && grafts.contains(&found.name) {
                 let marker = directory_below.child(&[graft::PREFIX, &found.name].concat())?;
                 // The reference keeps none of a graft.
@@ -138,7 +137,7 @@ impl UpperRules {
             };
             files.push(Candidate { found, row, known });
         }
-        items.extend(comparer.files(&directory_path, &directory_below, files)?.into_iter().map(Item::Step));
+        items.extend(comparer.files(&directory_path, &directory_below, files, shows)?.into_iter().map(Item::Step));
         items.extend(enter);
         Ok(items)
     }
@@ -150,6 +149,7 @@ impl UpperRules {
         directory: &RepoPath,
         path: &RepoPath,
         found: &Found,
+        row: Option<&Row>,
         signs: &Signs,
     ) -> Result<FileContent> {
         let origin = match signs.redirect.as_deref() {
@@ -158,7 +158,16 @@ impl UpperRules {
             Some(name) => directory.child(name)?,
         };
         match comparer.tree.find(&origin)?.map(|row| row.entry.kind) {
-            Some(EntryKind::File(file)) if file.size == found.status.size => Ok(file),
+            Some(EntryKind::File(file)) if file.size == found.status.size => return Ok(file),
+            _ => {}
+        }
+        // It may have been published before.
+        match row.map(|row| &row.entry) {
+            Some(Entry { kind: EntryKind::File(file), mtime, .. })
+                if file.size == found.status.size && comparer.is_same_time(*mtime, found.status.mtime) =>
+            {
+                Ok(file.clone())
+            }
             _ => {
                 let reason = format!(
                     "its data was not copied up (attribute overlay.metacopy), and {origin} in the repository is not \
@@ -167,6 +176,15 @@ impl UpperRules {
                 Err(Error::invalid(display(path.as_bytes()), reason))
             }
         }
+    }
+}
+
+/// What shows through in a directory of one where so much does.
+fn shows_below(above: Shows, signs: &Signs) -> Shows {
+    match (above, signs.opaque) {
+        (Shows::Everything, false) => Shows::Everything,
+        (Shows::Everything, true) => Shows::Nothing,
+        (Shows::Nothing | Shows::NothingAbove, _) => Shows::NothingAbove,
     }
 }
 

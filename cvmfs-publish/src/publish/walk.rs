@@ -169,3 +169,41 @@ impl Shared {
         below.filter_map(|found| directory.child(&found.name).ok()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_listings() {
+        let directory = tempfile::tempdir().unwrap();
+        for outer in 0..20 {
+            for inner in 0..5 {
+                let path = directory.path().join(format!("d{outer}/e{inner}"));
+                fs::create_dir_all(&path).unwrap();
+                fs::write(path.join("f"), "").unwrap();
+            }
+        }
+        for threads in [1, 2, 8] {
+            let top = Arc::new(Top::open(directory.path()).unwrap());
+            let walk = Walk::new(top, Selection::default(), threads);
+            let mut todo = BTreeSet::from([RepoPath::root()]);
+            let mut listed = Vec::new();
+            while let Some(directory) = todo.pop_first() {
+                for found in walk.list(&directory).unwrap() {
+                    let path = directory.child(&found.name).unwrap();
+                    // Half of the directories are of no interest to the consumer.
+                    if found.status.kind == Kind::Directory && !path.to_string().contains('3') {
+                        todo.insert(path.clone());
+                    }
+                    listed.push(path);
+                }
+            }
+            assert_eq!(listed.len(), 20 + 18 * 5 + 18 * 4, "{threads} threads");
+            let state = walk.shared.state();
+            assert!(state.waiting <= 20 * 7, "{state:?}");
+        }
+    }
+}
