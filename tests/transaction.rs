@@ -111,6 +111,7 @@ fn an_aborted_transaction_leaves_nothing() {
     site.publish(&["transaction"]).ok();
     site.publish(&["mkdir", "/new"]).ok();
     assert!(site.publish(&["transaction"]).fails(4).contains("opened one at"));
+    assert!(site.publish(&["info"]).ok().contains("transaction     opened by "));
     let start = Instant::now();
     site.publish(&["transaction", "-t", "1"]).fails(4);
     assert!(start.elapsed() >= Duration::from_secs(1));

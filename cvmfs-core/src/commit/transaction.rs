@@ -40,6 +40,20 @@ pub struct About {
     pub root_hash: String,
 }
 
+impl About {
+    /// What is known of the transaction that is open in a spool directory, if there is one.
+    pub fn read(spool: &Path) -> Result<Option<Self>> {
+        let file = directory_in(spool).join("about.json");
+        match fs::read(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            bytes => {
+                let about = serde_json::from_slice(&bytes.at(&file)?);
+                about.map(Some).map_err(|error| Error::malformed(file.display().to_string(), error.to_string()))
+            }
+        }
+    }
+}
+
 /// The exclusive right to add to an open transaction, to publish or to abort it.
 ///
 /// Dropping the value drops what was added since it was taken.
@@ -53,7 +67,7 @@ pub struct Transaction<'a> {
 
 impl Publisher {
     fn transaction_directory(&self) -> PathBuf {
-        self.config.spool.join("transaction")
+        directory_in(&self.config.spool)
     }
 
     /// Opens a transaction; waits at most `patience` for another one to end.
@@ -104,14 +118,7 @@ impl Publisher {
 
     /// The open transaction, if there is one.
     pub fn transaction(&self) -> Result<Option<About>> {
-        let file = self.transaction_directory().join("about.json");
-        match fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            bytes => {
-                let about = serde_json::from_slice(&bytes.at(&file)?);
-                about.map(Some).map_err(|error| Error::malformed(file.display().to_string(), error.to_string()))
-            }
-        }
+        About::read(&self.config.spool)
     }
 
     /// Joins the open transaction; waits at most `patience` for another command that adds to it.
@@ -195,6 +202,10 @@ impl Transaction<'_> {
         sync_directory(&publisher.config.spool)?;
         fs::remove_dir_all(&remains).at(&remains)
     }
+}
+
+fn directory_in(spool: &Path) -> PathBuf {
+    spool.join("transaction")
 }
 
 fn changes_in(directory: &Path) -> PathBuf {

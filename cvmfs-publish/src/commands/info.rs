@@ -1,6 +1,10 @@
 use cvmfs_core::cli::{GlobalArgs, human_bytes, now};
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::commit::About;
 use cvmfs_core::error::Result;
+use cvmfs_core::server::RepositoryConfig;
 use cvmfs_publish::inspect;
+use serde::Serialize;
 
 /// Show the newest revision, verified from the master key down
 #[derive(Debug, clap::Args)]
@@ -12,9 +16,25 @@ pub(super) struct Arguments {
     source: super::SourceArgs,
 }
 
+/// What is known of a repository, and of what goes on in it if it is one of this server.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    info: inspect::Info,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction: Option<About>,
+}
+
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let info = inspect::info(&arguments.source.open(global)?, now()?)?;
-    let text = format!(
+    let transaction = match &arguments.source.url {
+        Some(_) => None,
+        None => {
+            let root = global.server_root()?;
+            About::read(&RepositoryConfig::load(&root, &arguments.source.repo.resolve(&root)?)?.spool)?
+        }
+    };
+    let mut text = format!(
         "repository      {}\nrevision        {}\nroot catalog    {}\npublished       {}\nTTL             {} s\n\
          collectable     {}\nwhitelist until {} ({} days)\ncertificate     {}\ntags            {}\nentries         {}\n\
          catalogs        {}\nfile content    {}\n",
@@ -32,5 +52,9 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         info.catalogs,
         human_bytes(info.file_bytes)
     );
-    global.print(&info, &text)
+    if let Some(About { opened, opened_by, revision, .. }) = &transaction {
+        let opened = UnixSeconds(*opened).iso();
+        text.push_str(&format!("transaction     opened by {opened_by} at {opened}, at revision {revision}\n"));
+    }
+    global.print(&Document { info, transaction }, &text)
 }
