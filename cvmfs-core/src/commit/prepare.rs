@@ -30,7 +30,7 @@ pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut T
             _ => !same_tree(&path, base, head)?,
         };
         // Two publishers that put the very same thing agree.
-        let agrees = matches!((&op, &now), (Op::Put(entry), Some(row)) if row.entry == *entry)
+        let agrees = matches!((&op, &now), (Op::Put(entry), Some(row)) if same_entry(entry, &row.entry))
             || matches!((&op, &now), (Op::Remove, None));
         if differs && !agrees {
             let reason = "another commit changed it meanwhile; run again to apply to the new head";
@@ -43,13 +43,18 @@ pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut T
 fn same_row(before: Option<&Row>, now: Option<&Row>) -> bool {
     match (before, now) {
         (None, None) => true,
-        (Some(before), Some(now)) => match (&before.entry.kind, &now.entry.kind) {
-            (EntryKind::Directory(_), EntryKind::Directory(_)) => {
-                Entry { kind: now.entry.kind.clone(), ..before.entry.clone() } == now.entry
-            }
-            _ => before.entry == now.entry,
-        },
+        (Some(before), Some(now)) => same_entry(&before.entry, &now.entry),
         _ => false,
+    }
+}
+
+/// Whether two entries are the same but for the role of directories among catalogs.
+fn same_entry(before: &Entry, now: &Entry) -> bool {
+    match (&before.kind, &now.kind) {
+        (EntryKind::Directory(_), EntryKind::Directory(_)) => {
+            Entry { kind: now.kind.clone(), ..before.clone() } == *now
+        }
+        _ => before == now,
     }
 }
 
