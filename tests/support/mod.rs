@@ -123,7 +123,8 @@ pub(crate) struct Listing(pub(crate) BTreeMap<String, String>);
 
 impl Listing {
     pub(crate) fn parse(text: &str) -> Self {
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        // The heading; `#` alone may be a name.
+        let lines = text.lines().filter(|line| !line.starts_with("# path "));
         Self(lines.filter_map(|line| line.split_once(' ')).map(|(path, rest)| (path.into(), rest.into())).collect())
     }
 

@@ -16,6 +16,7 @@ mod owners;
 mod place;
 mod rehearsal;
 mod repository;
+mod resume;
 mod signals;
 mod support;
 mod together;

@@ -138,14 +138,16 @@ fn damaged_repositories_are_refused() {
     }
 }
 
+/// All catalog objects of the storage.
+fn catalogs(repo: &Repo) -> Vec<std::path::PathBuf> {
+    let all = super::support::files(&repo.storage().join("data"));
+    let all = all.iter().flat_map(|directory| super::support::files(directory));
+    all.filter(|path| path.to_str().unwrap().ends_with('C')).collect()
+}
+
 #[test]
 fn a_missing_or_damaged_nested_catalog_is_noticed_where_it_is_needed() {
     let repo = Repo::with_content();
-    let catalogs = |repo: &Repo| -> Vec<std::path::PathBuf> {
-        let all = super::support::files(&repo.storage().join("data"));
-        let all = all.iter().flat_map(|directory| super::support::files(directory));
-        all.filter(|path| path.to_str().unwrap().ends_with('C')).collect()
-    };
     let before = catalogs(&repo);
     repo.accepts(&Tar::new().file("x/.cvmfscatalog", b"").file("x/y", b"").end(), &[]);
     let root = repo.object(&repo.manifest_field('C'), "C");
@@ -186,6 +188,10 @@ fn a_tag_is_never_moved() {
     repo.accepts(&good(), &["--tag", "v1"]);
     let path = repo.archive(&Tar::new().file("other", b"x").end());
     repo.fails(&["--tar", &path, "--tag", "v1"], 4, &["v1", "exists"]);
+    // Now that the head is another revision.
+    let before = catalogs(&repo);
+    repo.run(&["--tar", &path, "--tag", "v1"]).expect(4, &["v1", "exists"]);
+    assert_eq!(catalogs(&repo), before, "it is noticed before catalogs are stored");
     repo.fails(&["--tar", &path, "--tag", "trunk"], 2, &["trunk"]);
     repo.fails(&["--tar", &path, "--tag", "a b"], 2, &["a b"]);
     repo.accepts(&Tar::new().file("another", b"x").end(), &["--tag", "v2"]);

@@ -88,6 +88,28 @@ fn deleting_and_adding_is_one_revision() {
     assert_eq!(repo.manifest_field('S'), (revision + 1).to_string());
 }
 
+#[test]
+fn what_was_deleted_may_be_below_what_comes_in_its_place() {
+    for (deleted, tar) in [
+        ("dir/file", Tar::new().file("dir", b"a file now")),
+        ("dir/sub/deep", Tar::new().symlink("dir", "link")),
+        ("dir/not there", Tar::new().link("dir", "link")),
+        ("nested/sub", Tar::new().file("nested", b"a file now")),
+    ] {
+        let repo = Repo::with_content();
+        repo.accepts(&tar.end(), &["--delete", deleted]);
+        let top = deleted.split('/').next().unwrap();
+        assert_ne!(repo.list()[top].kind, "d");
+        assert_eq!(below(&repo, top), Vec::<String>::new());
+    }
+    // The same in an image layer.
+    for hidden in ["dir/sub/.wh..wh..opq", "dir/sub/.wh.deep", "dir/not/there/.wh..wh..opq"] {
+        let repo = Repo::with_content();
+        repo.accepts(&Tar::new().file(hidden, b"").file("dir", b"a file now").end(), &["--whiteouts", "oci"]);
+        assert_eq!(repo.list()["dir"].kind, "f", "{hidden}");
+    }
+}
+
 /// What was removed is gone: a file is not in the way of a directory, and a new directory has not the old one's owner.
 #[test]
 fn what_was_deleted_does_not_shine_through() {
@@ -144,10 +166,15 @@ fn files_and_directories_of_the_repository_replace_each_other() {
     assert_eq!(below(&repo, "dir"), Vec::<String>::new());
     repo.accepts(&Tar::new().dir("dir").file("dir/y", b"").symlink("link", "dir").end(), &[]);
     assert_eq!((below(&repo, "dir"), below(&repo, "link")), (vec!["y".to_owned()], vec![]));
+    // A directory in the place of a file that was in the place of a directory, or of what was removed, starts empty.
+    repo.accepts(&Tar::new().file("nested/sub", b"").dir("nested/sub").file("nested/sub/new", b"").end(), &[]);
+    assert_eq!(below(&repo, "nested/sub"), ["new"]);
+    repo.accepts(&Tar::new().dir("group").file("group/new", b"").end(), &["--delete", "group"]);
+    assert_eq!(below(&repo, "group"), ["new"]);
     // A directory over a directory keeps what is in it.
     repo.accepts(&Tar::new().dir("nested").dir("group").end(), &[]);
-    assert_eq!(below(&repo, "nested"), [".cvmfscatalog", "sub", "sub/deep"]);
-    assert_eq!(below(&repo, "group"), ["one", "three", "two"]);
+    assert_eq!(below(&repo, "nested"), [".cvmfscatalog", "sub", "sub/new"]);
+    assert_eq!(below(&repo, "group"), ["new"]);
 }
 
 #[test]
