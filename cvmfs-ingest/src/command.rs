@@ -87,7 +87,7 @@ fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
     let mut options = Options::new(&publisher.config, arguments.base_dir.clone(), now()?)?;
     options.source.delete.clone_from(&arguments.delete);
     options.source.catalog = arguments.catalog;
-    options.source.ownership = ownership(arguments, options.source.ownership)?;
+    options.source.ownership = ownership(arguments, options.source.ownership.implied)?;
     options.source.whiteouts = arguments.whiteouts.is_some();
     options.source.size_limit = arguments.max_size.unwrap_or(u64::MAX);
     arguments.publication.apply(&mut options.publication);
@@ -96,8 +96,8 @@ fn options(arguments: &Arguments, publisher: &Publisher) -> Result<Options> {
     Ok(options)
 }
 
-fn ownership(arguments: &Arguments, default: Ownership) -> Result<Ownership> {
-    let implied = (arguments.uid.unwrap_or(default.implied.0), arguments.gid.unwrap_or(default.implied.1));
+fn ownership(arguments: &Arguments, (uid, gid): (u32, u32)) -> Result<Ownership> {
+    let implied = (arguments.uid.unwrap_or(uid), arguments.gid.unwrap_or(gid));
     let map = |file: &Option<PathBuf>, id| match file {
         Some(file) => read_map(file),
         None if arguments.keep_owner => Ok(IdMap::default()),

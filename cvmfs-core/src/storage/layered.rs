@@ -75,7 +75,7 @@ impl<U: WriteStore> WriteStore for LayeredStore<U> {
     }
 
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
-        Ok(Box::new(Staged { staged: self.upper.stage()?, lower: Arc::clone(&self.lower), size: 0 }))
+        Ok(Box::new(Staged { upper: self.upper.stage()?, lower: Arc::clone(&self.lower), size: 0 }))
     }
 
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
@@ -111,26 +111,26 @@ impl<U: WriteStore> WriteStore for LayeredStore<U> {
 /// An object on its way into the upper store, unless the lower one has it.
 #[derive(Debug)]
 struct Staged {
-    staged: Box<dyn StagedObject>,
+    upper: Box<dyn StagedObject>,
     lower: Arc<dyn ReadStore>,
     size: u64,
 }
 
 impl Write for Staged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.staged.write(bytes)?;
+        let written = self.upper.write(bytes)?;
         self.size += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.staged.flush()
+        self.upper.flush()
     }
 }
 
 impl StagedObject for Staged {
     fn finish(self: Box<Self>, id: &ObjectId) -> Result<Put> {
-        if self.lower.size(&Key::Object(*id))? == Some(self.size) { Ok(Put::Present) } else { self.staged.finish(id) }
+        if self.lower.size(&Key::Object(*id))? == Some(self.size) { Ok(Put::Present) } else { self.upper.finish(id) }
     }
 }
 
