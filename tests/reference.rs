@@ -440,3 +440,83 @@ fn their_garbage_collection_keeps_what_is_in_use() {
     site.check(&[]);
     reference.check(&site, &server);
 }
+
+/// Publishes a directory, or an overlay's upper directory, of the site.
+#[track_caller]
+fn publish(site: &Site, kind: &str, directory: &str, more: &[&str]) -> serde_json::Value {
+    site.publish(&[&["--json", "publish", kind, &text(&site.path(directory))], more].concat()).json()
+}
+
+#[track_caller]
+fn shell(site: &Site, directory: &str, script: &str) {
+    run(Command::new("bash").args(["-euc", script]).current_dir(site.path(directory))).ok();
+}
+
+#[test]
+fn directories_are_published_as_the_check_expects_them() {
+    let Some(reference) = Reference::find() else { return };
+    let site = Site::with_repository(&[]);
+    let server = site.serve();
+    make_tree("rich", &site.path("source"), &[]);
+    publish(&site, "--from", "source", &["--revision", "20"]);
+    reference.check(&site, &server);
+    reference.mount(&site, &server, "").listing().assert_is(&expanded(source_listing(&site.path("source"))));
+    shell(
+        &site,
+        "source",
+        "rm -r deep nested/d hard/b nested/.cvmfscatalog; touch sizes/.cvmfscatalog; ln nested/a/large nested/a/again;
+         mv names renamed; chmod 700 nested/a; rm -r times; echo file >times; truncate -s 70000 sizes/text; chown 1:1 hard/a",
+    );
+    publish(&site, "--from", "source", &[]);
+    reference.check(&site, &server);
+    reference.mount(&site, &server, "").listing().assert_is(&expanded(source_listing(&site.path("source"))));
+
+    // Grafts that the reference makes.
+    shell(&site, "", "mkdir grafts; head -c 3000000 /dev/zero >large; echo small >small");
+    for name in ["large", "small"] {
+        let (input, output) = (text(&site.path(name)), text(&site.path("grafts")));
+        reference.swissknife(&["graft", "-i", &input, "-o", &output, "-c", "1"]);
+    }
+    assert!(site.path("grafts/.cvmfsgraft-large").exists());
+    publish(&site, "--from", "grafts", &["--base-dir", "grafts", "--external"]);
+    reference.check(&site, &server);
+    let listed = site.publish(&["--json", "ls", "/grafts"]).json();
+    let sizes: Vec<_> = listed.as_array().expect("a list").iter().map(|entry| entry["size"].as_u64()).collect();
+    assert_eq!(sizes, [Some(3_000_000), Some(6)]);
+    assert_eq!(listed[0]["objects"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn an_overlay_over_the_client_is_published() {
+    let Some(reference) = Reference::find() else { return };
+    let site = rich_site(&[]);
+    let server = site.serve();
+    let lower = reference.mount(&site, &server, "");
+    let script = format!(
+        "mkdir o && mount -t tmpfs none o && mkdir o/upper o/work o/merged &&
+         mount -t overlay overlay -o lowerdir={},upperdir=o/upper,workdir=o/work o/merged",
+        lower.point.display()
+    );
+    shell(&site, "", &script);
+    shell(
+        &site,
+        "o/merged",
+        "rm -rf deep; mkdir deep; echo new >deep/new; mv nested nested2; rm hard/b; chmod 600 sizes/1; rm -r names
+         echo more >>sizes/text; ln -s nowhere newlink; rm -r times; echo file >times; mkdir -p a/b; touch a/.cvmfscatalog",
+    );
+    let mut expected =
+        Listing::parse(&verifier(["tree", "--no-dir-size", &text(&site.path("o/merged"))]).ok()).below("");
+    let outcome = publish(&site, "--upper", "o/upper", &[]);
+    shell(&site, "", "umount o/merged && umount o");
+    drop(lower);
+    assert_eq!(outcome["changed"].as_bool(), Some(true));
+    reference.check(&site, &server);
+    let mut found = reference.mount(&site, &server, "").listing();
+    for line in expected.0.values_mut().chain(found.0.values_mut()) {
+        // Overlays break hard links up, and count no links of directories.
+        let mut columns: Vec<&str> = line.split(' ').collect();
+        columns[5] = "-";
+        *line = columns.join(" ");
+    }
+    found.assert_is(&expected);
+}

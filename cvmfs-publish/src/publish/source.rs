@@ -78,7 +78,7 @@ pub struct Options {
     pub policy: Policy,
     /// Whether files that come are marked as kept on an external data server.
     pub external: bool,
-    /// Threads that walk; 0 for one a core.
+    /// Threads that walk; 0 for as many as are useful.
     pub threads: usize,
     /// Time of directories above the base directory that have to be made.
     pub now: UnixSeconds,

@@ -16,6 +16,9 @@ use super::listing::{Found, Kind, Selection, Top};
 /// Most entries that wait for the consumer; one directory more may come in each thread.
 const MAX_WAITING: usize = 50_000;
 
+/// Fewest threads, unless so many are asked for.
+const MIN_THREADS: usize = 4;
+
 /// A directory tree being walked.
 #[derive(Debug)]
 pub(super) struct Walk {
@@ -45,10 +48,11 @@ struct State {
 }
 
 impl Walk {
-    /// Begins to walk; 0 threads for one a core.
+    /// Begins to walk; 0 threads for as many as are useful.
     pub(super) fn new(top: Arc<Top>, selection: Selection, threads: usize) -> Self {
         let threads = match threads {
-            0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            // A disk that has to be read is faster when it is asked for more than one thing at a time.
+            0 => MIN_THREADS.max(2 * thread::available_parallelism().map_or(1, std::num::NonZero::get)),
             threads => threads,
         };
         let state = State { pending: BTreeSet::from([RepoPath::root()]), ..State::default() };
