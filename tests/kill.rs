@@ -62,7 +62,7 @@ fn a_killed_ingest_leaves_the_old_or_the_new_revision() {
         killed += u32::from(status.signal() == Some(SIGKILL));
 
         // Everything reachable is complete; which revision it is, the manifest says.
-        site.check(&[]);
+        site.check(&["--stale-y"]);
         let reached: u32 = site.manifest_field('S').parse().expect("a number");
         seen.insert(reached - revision);
         match reached - revision {
