@@ -4,10 +4,11 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use support::reference::{Mount, Reference, scratch, text};
-use support::{Listing, NAME, Server, Site, make_tree, objects, pack, source_listing, verifier};
+use support::{Listing, NAME, Server, Site, make_tree, objects, pack, run, source_listing, verifier};
 
 /// What the client makes of the variant symlinks of the rich tree.
 fn expanded(mut listing: Listing) -> Listing {
