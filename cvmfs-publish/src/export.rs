@@ -80,7 +80,11 @@ impl Archive<'_> {
         member.set_path(&name);
         for (key, value) in entry.xattrs.iter() {
             match std::str::from_utf8(key) {
-                Ok(key) => member.records.push((format!("SCHILY.xattr.{key}"), value.to_vec())),
+                // An equals sign would end the key: as GNU tar writes it.
+                Ok(key) => {
+                    let key = key.replace('%', "%25").replace('=', "%3D");
+                    member.records.push((format!("SCHILY.xattr.{key}"), value.to_vec()));
+                }
                 Err(_) => self.warn(path, &format!("without attribute {}, whose name is not UTF-8", display(key))),
             }
         }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "every scenario uses another part")]
 
+pub(crate) mod reference;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -161,3 +161,76 @@ impl Names {
         of(before).symmetric_difference(&of(after)).flatten().cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compression::Compression;
+    use crate::entry::{Chunk, Mount, Special};
+    use crate::hash::Algorithm;
+
+    fn entry(kind: EntryKind) -> Entry {
+        Entry { kind, ..Entry::directory(0o644, 1, 2, Mtime::seconds(5)) }
+    }
+
+    fn file(size: u64, objects: FileObjects, compression: Compression) -> Entry {
+        entry(EntryKind::File(FileContent { size, compression, objects, external: false, direct_io: false }))
+    }
+
+    /// Old catalogs have no nanoseconds.
+    #[test]
+    fn nanoseconds_count_if_both_are_known() {
+        let at = |seconds, nanoseconds| Entry {
+            mtime: Mtime { seconds, nanoseconds },
+            ..entry(EntryKind::Directory(Mount::Plain))
+        };
+        for (before, after, differs) in [
+            (at(5, None), at(5, Some(7)), false),
+            (at(5, Some(7)), at(5, None), false),
+            (at(5, Some(7)), at(5, Some(8)), true),
+            (at(5, None), at(6, None), true),
+        ] {
+            let expected: &[Aspect] = if differs { &[Aspect::Mtime] } else { &[] };
+            assert_eq!(compare(&before, &after), expected);
+        }
+    }
+
+    #[test]
+    fn content_cuts_and_storage_are_told_apart() {
+        let hash = |text: &str| Algorithm::Sha1.hash(text.as_bytes());
+        let whole = |text: &str| FileObjects::Whole(hash(text));
+        let chunked = |sizes: [u64; 2], bulk| {
+            let [first, second] = sizes;
+            let chunk = |offset, size| Chunk { offset, size, hash: hash(&format!("{size}")) };
+            FileObjects::Chunked { chunks: vec![chunk(0, first), chunk(first, second)], bulk }
+        };
+        let (zlib, none) = (Compression::Zlib, Compression::None);
+        for (before, after, expected) in [
+            (file(9, whole("a"), zlib), file(9, whole("a"), zlib), &[][..]),
+            (file(9, whole("a"), zlib), file(9, whole("b"), zlib), &[Aspect::Content]),
+            (file(9, whole("a"), zlib), file(9, whole("b"), none), &[Aspect::Content, Aspect::Storage]),
+            (file(9, whole("a"), zlib), file(9, chunked([4, 5], None), zlib), &[Aspect::Content, Aspect::Chunks]),
+            (
+                file(9, chunked([4, 5], None), zlib),
+                file(9, chunked([3, 6], None), zlib),
+                &[Aspect::Content, Aspect::Chunks],
+            ),
+            (file(9, chunked([4, 5], None), zlib), file(9, chunked([4, 5], Some(hash("a"))), zlib), &[Aspect::Storage]),
+            (file(9, whole("a"), zlib), entry(EntryKind::Special(Special::Fifo)), &[Aspect::Type]),
+            (
+                entry(EntryKind::Special(Special::BlockDevice(1))),
+                entry(EntryKind::Special(Special::BlockDevice(2))),
+                &[Aspect::Device],
+            ),
+            (
+                entry(EntryKind::Special(Special::BlockDevice(1))),
+                entry(EntryKind::Special(Special::CharacterDevice(1))),
+                &[Aspect::Type],
+            ),
+            (entry(EntryKind::Directory(Mount::Root)), entry(EntryKind::Directory(Mount::Mountpoint)), &[]),
+            (entry(EntryKind::Directory(Mount::Plain)), entry(EntryKind::Directory(Mount::Root)), &[Aspect::Nesting]),
+        ] {
+            assert_eq!(compare(&before, &after), expected, "{before:?} {after:?}");
+        }
+    }
+}

@@ -115,7 +115,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
 fn rehearse(global: &GlobalArgs, arguments: &Arguments) -> Result<Rehearsal> {
     let root = global.server_root()?;
     let publisher = Publisher::open(&root, &arguments.source.repo.resolve(&root)?)?;
-    publisher.join_transaction(Duration::from_secs(60), &cancel_on_signals()?)?.rehearse(now()?)
+    publisher.join_transaction(Duration::from_mins(1), &cancel_on_signals()?)?.rehearse(now()?)
 }
 
 fn aspect(text: &str) -> Result<Aspect> {
