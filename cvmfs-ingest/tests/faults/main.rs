@@ -2,6 +2,7 @@
 //!
 //! After each fault the head is the old revision or the new one, complete; the tags of before are readable; and the
 //! same ingest without fault makes the revision that it would have made in the first place, to the byte.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod store;
 

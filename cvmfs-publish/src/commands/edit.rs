@@ -177,23 +177,23 @@ pub(super) fn remove(global: &GlobalArgs, arguments: &Remove) -> Result<()> {
         recursive: arguments.recursive,
         missing_ok: arguments.force,
     };
-    run(global, &arguments.edit, arguments.paths.iter().map(edit).collect())
+    run(global, &arguments.edit, &arguments.paths.iter().map(edit).collect::<Vec<_>>())
 }
 
 pub(super) fn make_directory(global: &GlobalArgs, arguments: &MakeDirectory) -> Result<()> {
     let permissions = arguments.mode.apply(0, true);
     let edit = |path: &RepoPath| Edit::MakeDirectory { path: path.clone(), parents: arguments.parents, permissions };
-    run(global, &arguments.edit, arguments.paths.iter().map(edit).collect())
+    run(global, &arguments.edit, &arguments.paths.iter().map(edit).collect::<Vec<_>>())
 }
 
 pub(super) fn move_to(global: &GlobalArgs, arguments: &Move) -> Result<()> {
-    run(global, &arguments.edit, vec![Edit::Move { from: arguments.from.clone(), to: arguments.to.clone() }])
+    run(global, &arguments.edit, &[Edit::Move { from: arguments.from.clone(), to: arguments.to.clone() }])
 }
 
 pub(super) fn copy(global: &GlobalArgs, arguments: &Copy) -> Result<()> {
     let revision = arguments.from_tag.clone().map(cvmfs_core::repository::Selector::Tag);
     let (from, to) = (arguments.from.clone(), arguments.to.clone());
-    run(global, &arguments.edit, vec![Edit::Copy { from, to, revision, replace: arguments.replace }])
+    run(global, &arguments.edit, &[Edit::Copy { from, to, revision, replace: arguments.replace }])
 }
 
 pub(super) fn link(global: &GlobalArgs, arguments: &Link) -> Result<()> {
@@ -203,7 +203,7 @@ pub(super) fn link(global: &GlobalArgs, arguments: &Link) -> Result<()> {
     } else {
         Edit::Link { path, target: RepoPath::from_bytes(&target)? }
     };
-    run(global, &arguments.edit, vec![edit])
+    run(global, &arguments.edit, &[edit])
 }
 
 pub(super) fn set_mode(global: &GlobalArgs, arguments: &SetMode) -> Result<()> {
@@ -212,17 +212,17 @@ pub(super) fn set_mode(global: &GlobalArgs, arguments: &SetMode) -> Result<()> {
         mode: arguments.mode.clone(),
         recursive: arguments.recursive,
     };
-    run(global, &arguments.edit, arguments.paths.iter().map(edit).collect())
+    run(global, &arguments.edit, &arguments.paths.iter().map(edit).collect::<Vec<_>>())
 }
 
 pub(super) fn set_owner(global: &GlobalArgs, arguments: &SetOwner) -> Result<()> {
     let Owner { uid, gid } = arguments.owner;
     let edit = |path: &RepoPath| Edit::SetOwner { path: path.clone(), uid, gid, recursive: arguments.recursive };
-    run(global, &arguments.edit, arguments.paths.iter().map(edit).collect())
+    run(global, &arguments.edit, &arguments.paths.iter().map(edit).collect::<Vec<_>>())
 }
 
 /// Makes edits in the open transaction, or as a revision of their own.
-fn run(global: &GlobalArgs, arguments: &EditArgs, edits: Vec<Edit>) -> Result<()> {
+fn run(global: &GlobalArgs, arguments: &EditArgs, edits: &[Edit]) -> Result<()> {
     let root = global.server_root()?;
     let name = arguments.repo.resolve(&root)?;
     let publisher = Publisher::open(&root, &name)?;
@@ -240,7 +240,7 @@ fn run(global: &GlobalArgs, arguments: &EditArgs, edits: Vec<Edit>) -> Result<()
         hooks.before(Operation::Publish, publisher.head(options.now)?.manifest().revision)?;
     }
     let progress = global.progress();
-    let outcome = edit::apply(&publisher, &edits, (owner.uid, owner.gid), &options, &*progress, &cancel_on_signals()?)?;
+    let outcome = edit::apply(&publisher, edits, (owner.uid, owner.gid), &options, &*progress, &cancel_on_signals()?)?;
     drop(progress);
     if let Some(commit) = &outcome.commit {
         global.warn(&commit.warnings);
