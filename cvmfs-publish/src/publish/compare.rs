@@ -14,6 +14,7 @@ use cvmfs_core::entry::{Entry, EntryKind, FileContent, Mtime};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::object::read_error;
 use cvmfs_core::path::RepoPath;
+use cvmfs_core::progress::Cancel;
 use cvmfs_core::server::NestingConfig;
 use cvmfs_core::tree::Tree;
 use cvmfs_core::xattr::Xattrs;
@@ -85,6 +86,8 @@ pub(super) struct Comparer {
     pub(super) policy: Policy,
     pub(super) tree: Tree,
     pub(super) warnings: Vec<String>,
+    /// Says when to stop; much may be compared before there is a change.
+    pub(super) cancel: Cancel,
     /// Files with names in several directories, and how many names are still to come.
     linked: HashMap<(u64, u64), (Linked, u64)>,
     current: Option<OpenFile>,
@@ -101,8 +104,8 @@ struct OpenFile {
 }
 
 impl Comparer {
-    pub(super) fn new(top: Arc<Top>, policy: Policy, tree: Tree) -> Self {
-        Self { top, policy, tree, warnings: Vec::new(), linked: HashMap::new(), current: None }
+    pub(super) fn new(top: Arc<Top>, policy: Policy, tree: Tree, cancel: Cancel) -> Self {
+        Self { top, policy, tree, warnings: Vec::new(), cancel, linked: HashMap::new(), current: None }
     }
 
     /// What the catalog would say of an entry, its kind apart.
@@ -303,6 +306,7 @@ impl Comparer {
         let mut stored = self.tree.open_file(&path, stored)?;
         let mut blocks = [vec![0; BLOCK_SIZE], vec![0; BLOCK_SIZE]];
         loop {
+            self.cancel.check()?;
             let found = read_block(&mut &file, &mut blocks[0]).map_err(|error| Error::io(&place, error))?;
             let length = match read_block(&mut stored, &mut blocks[1]) {
                 Ok(length) => length,

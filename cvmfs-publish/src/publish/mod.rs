@@ -117,6 +117,6 @@ pub fn publish(publisher: &Publisher, options: &Options, progress: &dyn Progress
     }
     let mut publication = options.publication.clone();
     publication.catalogs.extend(options.catalog.then(|| base_dir.clone()));
-    let open_source = |tree| TreeSource::open(&options.source, tree);
+    let open_source = |tree| TreeSource::open(&options.source, tree, cancel);
     publication::publish(publisher, open_source, &publication, progress, cancel)
 }

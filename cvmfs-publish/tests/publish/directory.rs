@@ -87,7 +87,8 @@ fn what_changed_is_changed_and_nothing_else() {
         ("touch -d 2001-01-01 d/4", [0, 1, 0], 2),
         ("chmod 600 d/5", [0, 1, 0], 0),
         ("setfattr -n user.a -v b d/5", [0, 1, 0], 0),
-        ("chown 7:8 d/5", [0, 1, 0], 0),
+        ("chown 7 d/5", [0, 1, 0], 0),
+        ("chgrp 8 d/5", [0, 1, 0], 0),
         ("ln -sfn 2 d/l", [0, 2, 0], 0),
         ("chmod 4711 d/e", [0, 1, 0], 0),
         // One more name, one less, another group: known content is not read.
@@ -169,6 +170,32 @@ fn what_is_excluded_is_neither_published_nor_removed() {
     assert!(site.publish(&arguments).fails(1).contains("/cache"));
     assert!(site.publish(&["publish", "--from", "/nowhere/at all"]).fails(1).contains("/nowhere/at all"));
     assert!(site.publish(&["publish", "--from", path.join("k").to_str().expect("UTF-8")]).fails(1).contains("s/k"));
+}
+
+#[test]
+fn other_file_systems_are_left_alone_if_asked_for() {
+    let site = Site::with_repository(&[]);
+    shell(&site, "", "mkdir -p s/mnt s/d; touch s/mnt/before s/d/f");
+    publish(&site, "s", &[]);
+    let mounted = run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(site.path("s/mnt")));
+    if !mounted.status.success() {
+        return;
+    }
+    shell(&site, "s", "touch mnt/inside; rm d/f; chmod 700 mnt");
+    let alone = run(&mut {
+        let mut command = site.command("cvmfs-publish");
+        command.args(["--json", "publish", "--one-file-system", "--from"]).arg(site.path("s"));
+        command
+    });
+    let left_alone = site.list(&[]).below("");
+    let followed = site.publish(&["--json", "publish", "--from", site.path("s").to_str().expect("UTF-8")]);
+    let expected = source_listing(&site.path("s"));
+    run(Command::new("umount").arg(site.path("s/mnt")));
+    alone.ok();
+    followed.ok();
+    assert_eq!(left_alone.0.keys().collect::<Vec<_>>(), ["d", "mnt", "mnt/before"]);
+    assert!(left_alone.0["mnt"].starts_with("d 0700"), "{}", left_alone.0["mnt"]);
+    site.list(&[]).below("").assert_is(&expected);
 }
 
 #[test]
