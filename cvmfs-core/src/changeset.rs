@@ -97,6 +97,8 @@ pub struct ChangeSet {
     /// Changes since the last commit to disk; `None` if there is to be one commit, at the end.
     uncommitted: Option<u32>,
     next_inode: i64,
+    /// Whether there may be rows below a path that has none.
+    has_gaps: bool,
     /// Names of sources by number, and which of them rows come from now, at which offset.
     sources: Vec<Arc<str>>,
     source: Option<usize>,
@@ -138,7 +140,7 @@ impl ChangeSet {
 
     /// Opens a change set that was made earlier. What is added is lost unless the set is closed.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut set = Self { uncommitted: None, ..Self::connect(path)? };
+        let mut set = Self { uncommitted: None, has_gaps: true, ..Self::connect(path)? };
         set.connection.execute_batch("PRAGMA synchronous = FULL").in_database(&path.display())?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
@@ -160,6 +162,7 @@ impl ChangeSet {
             path: path.to_owned(),
             uncommitted: Some(0),
             next_inode: 1,
+            has_gaps: false,
             sources: Vec::new(),
             source: None,
             offset: None,
@@ -360,8 +363,8 @@ impl ChangeSet {
     }
 
     fn clear(&mut self, path: &RepoPath) -> Result<()> {
-        self.delete_below(path)?;
-        self.mark_cleared(path)
+        self.mark_cleared(path)?;
+        self.delete_below(path)
     }
 
     /// What a directory has in the repository goes, but for what the change set mentions.
@@ -398,6 +401,7 @@ impl ChangeSet {
 
     /// Drops what earlier sources put below a directory, but for directories that this source has something in.
     fn hide_content(&mut self, path: &RepoPath) -> Result<()> {
+        self.mark_cleared(path)?;
         let keep = "SELECT key, source IS ?3 FROM changes WHERE key > ?1 AND key < ?2 ORDER BY key DESC";
         let (from, to) = subtree(path);
         let rows: Vec<(Vec<u8>, bool)> = self
@@ -420,7 +424,7 @@ impl ChangeSet {
                 self.execute("DELETE FROM changes WHERE key = ?1", [key])?;
             }
         }
-        self.mark_cleared(path)
+        Ok(())
     }
 
     /// Puts one entry under several names.
@@ -440,29 +444,35 @@ impl ChangeSet {
     /// Prepares a path for something that has nothing below it.
     fn make_way(&mut self, path: &RepoPath) -> Result<()> {
         self.check_ancestors(path)?;
-        self.delete_below(path)
+        self.delete_below(path)?;
+        self.execute("DELETE FROM catalogs WHERE key = ?1", [key(path)])
     }
 
     /// Nothing can be below what the change set puts as a file.
-    fn check_ancestors(&self, path: &RepoPath) -> Result<()> {
-        if let Some(parent) = path.parent()
-            && let Some(Before { op: op::PUT | op::LINK, is_directory: false, .. }) = self.before(&parent)?
-        {
-            return Err(Error::invalid(path.to_string(), format!("{parent} is not a directory")));
+    fn check_ancestors(&mut self, path: &RepoPath) -> Result<()> {
+        let Some(parent) = path.parent() else { return Ok(()) };
+        match self.before(&parent)? {
+            Some(Before { op: op::PUT | op::LINK, is_directory: false, .. }) => {
+                Err(Error::invalid(path.to_string(), format!("{parent} is not a directory")))
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.has_gaps |= !parent.is_root();
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn delete_below(&mut self, path: &RepoPath) -> Result<()> {
-        self.execute("DELETE FROM catalogs WHERE key >= ?1 AND key < ?2", subtree(path))?;
+        self.execute("DELETE FROM catalogs WHERE key > ?1 AND key < ?2", subtree(path))?;
         self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", subtree(path))
     }
 
     fn write_entry(&mut self, path: &RepoPath, op: u8, entry: &Entry, inode: Option<i64>) -> Result<()> {
         self.check_ancestors(path)?;
         let before = self.before(path)?;
-        if before.is_some() && !entry.is_directory() {
-            self.delete_below(path)?;
+        if (before.is_some() || self.has_gaps) && !entry.is_directory() {
+            self.make_way(path)?;
         }
         // A directory over something that was to go (or over a file that took the place of a directory) starts empty.
         let cleared = entry.is_directory()
@@ -763,6 +773,7 @@ mod tests {
             (vec![put("a", Content::Directory), put("a/b", file(b"")), remove("a")], vec!["r /a"]),
             (vec![put("a", Content::Directory), Change::Clear { path: path("a") }], vec!["d! /a"]),
             (vec![put("a", Content::Directory), ensure("a")], vec!["d /a"]),
+            (vec![put("in/repo", file(b"")), put("in", file(b""))], vec!["f /in"]),
             (vec![ensure("a"), put("a", Content::Directory)], vec!["d /a"]),
             (vec![Change::Clear { path: path("a") }, put("a/b", file(b""))], vec!["k! /a", "f /a/b"]),
         ] {
