@@ -377,6 +377,41 @@ fn directories_are_published_as_the_check_expects_them() {
 }
 
 #[test]
+fn transactions_and_layers_are_as_the_check_expects_them() {
+    let Some(reference) = Reference::find() else { return };
+    let site = Site::with_repository(&[]);
+    let server = site.serve();
+    make_tree("rich", &site.path("source"), &[]);
+    publish(&site, "--from", "source", &["--base-dir", "a"]);
+    shell(&site, "", "mkdir layer; cd layer; mkdir nested; touch nested/.wh.a .wh.names; echo new >names-too");
+    pack(&site.path("layer"), &site.path("layer.tar"), &["."]);
+    site.publish(&["transaction"]).ok();
+    for command in [
+        "cp /a /b",
+        "mv /a/sizes /a/moved",
+        "mkdir -p /c/d/e",
+        "ln -s ../a /c/link",
+        "ln /b/hard/a /b/hard/new",
+        "chmod -R go-w /b",
+        "chown -R 3:4 /a/nested",
+        "rm -r /b/nested/d /b/times",
+        "cp /b/nested /c/nested",
+    ] {
+        site.publish(&command.split(' ').collect::<Vec<_>>()).ok();
+    }
+    site.ingest_tar("layer.tar", &["--base-dir", "b", "--whiteouts", "oci", "--transaction"]);
+    site.publish(&["publish", "--tag", "edited"]).ok();
+    site.check(&[]);
+    reference.check(&site, &server);
+    let shown = reference.mount(&site, &server, "").listing();
+    assert!(
+        shown.0.contains_key("b/names-too") && !shown.0.contains_key("b/names") && !shown.0.contains_key("b/nested/a")
+    );
+    site.publish(&["rm", "-r", "/c"]).ok();
+    reference.check(&site, &server);
+}
+
+#[test]
 fn an_overlay_over_the_client_is_published() {
     let Some(reference) = Reference::find() else { return };
     let site = rich_site(&[]);
