@@ -125,6 +125,30 @@ fn an_aborted_transaction_leaves_nothing() {
 }
 
 #[test]
+fn a_damaged_transaction_can_be_aborted() {
+    let site = rich_site();
+    let manifest = site.manifest();
+    let file = |name: &str| site.spool().join("transaction").join(name);
+    for (name, bytes) in [("about.json", Some("garbage")), ("changes.db", Some("garbage")), ("changes.db", None)] {
+        site.publish(&["transaction"]).ok();
+        fs::remove_file(file(name)).expect("remove");
+        if let Some(bytes) = bytes {
+            fs::write(file(name), bytes).expect("write");
+        }
+        for command in [&["mkdir", "/a"][..], &["publish"]] {
+            let done = site.publish(command);
+            assert!([Some(1), Some(3)].contains(&done.status.code()) && done.stderr.contains(name), "{}", done.stderr);
+        }
+        let done = site.publish(&["abort"]);
+        assert!(done.stderr.contains("damaged"), "{}", done.stderr);
+        done.ok();
+    }
+    assert!(site.manifest() == manifest);
+    site.publish(&["mkdir", "/a"]).ok();
+    site.check(&[]);
+}
+
+#[test]
 fn without_a_transaction_each_command_is_a_revision() {
     let site = rich_site();
     let start = revision(&site);

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use crate::change::{Change, Metadata, Origin};
 use crate::database::bytes;
@@ -129,7 +129,7 @@ struct Before {
 impl ChangeSet {
     /// Creates an empty change set in a new file; `base` is the root catalog that its maker looked at.
     pub fn create(path: &Path, base: ContentHash) -> Result<Self> {
-        let set = Self::connect(path)?;
+        let set = Self::connect(path, OpenFlags::default())?;
         set.connection
             .execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; {TABLES}"))
             .and_then(|()| set.connection.execute("INSERT INTO properties VALUES ('base', ?1)", [base.to_string()]))
@@ -140,7 +140,8 @@ impl ChangeSet {
 
     /// Opens a change set that was made earlier. What is added is lost unless the set is closed.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut set = Self { uncommitted: None, has_gaps: true, ..Self::connect(path)? };
+        let existing = OpenFlags::default().difference(OpenFlags::SQLITE_OPEN_CREATE);
+        let mut set = Self { uncommitted: None, has_gaps: true, ..Self::connect(path, existing)? };
         set.connection.execute_batch("PRAGMA synchronous = FULL").in_database(&path.display())?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
@@ -150,8 +151,8 @@ impl ChangeSet {
         Ok(set)
     }
 
-    fn connect(path: &Path) -> Result<Self> {
-        let connection = Connection::open(path).in_database(&path.display())?;
+    fn connect(path: &Path, flags: OpenFlags) -> Result<Self> {
+        let connection = Connection::open_with_flags(path, flags).in_database(&path.display())?;
         connection.set_prepared_statement_cache_capacity(64);
         // The file must survive the process, not the machine: objects are not flushed yet, either.
         connection

@@ -10,6 +10,7 @@
 //! both touch the same path.
 
 mod apply;
+mod entries;
 mod finish;
 mod journal;
 mod lock;
@@ -41,7 +42,7 @@ use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
 use crate::storage::{LocalStore, ReadStore, WriteStore, remove_old_files};
 use crate::tree::Tree;
 
-pub use apply::{Entries, Tally};
+pub use entries::{Entries, Tally};
 pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
 pub use past::{Checkout, RolledBack, rollback_target};

@@ -9,7 +9,7 @@
 //! An open transaction takes no lock that others want: other publishers go on, and the change set is applied to the
 //! head of the moment when it is published. What one command adds is there as a whole or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -127,26 +127,34 @@ impl Publisher {
     /// `NotFound` if none is open, `Conflict` if another command goes on for too long.
     pub fn join_transaction(&self, patience: Duration, cancel: &Cancel) -> Result<Transaction<'_>> {
         let directory = self.transaction_directory();
-        let about = self.transaction()?.ok_or_else(|| Error::not_found("an open transaction"))?;
-        let path = directory.join("lock");
-        let lock = File::open(&path).at(&path)?;
-        let deadline = Instant::now() + patience;
-        while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if error != Errno::WOULDBLOCK {
-                return Err(Error::io(path, error.into()));
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::conflict("the open transaction", "another command is adding to it"));
-            }
-            cancel.check()?;
-            thread::sleep(POLL);
-        }
+        let about = self.transaction()?.ok_or_else(none_open)?;
+        let lock = lock(&directory, patience, cancel)?;
         // Whoever held the lock may have ended the transaction.
         if self.transaction()?.as_ref() != Some(&about) {
             return Err(gone(&directory));
         }
         let changes = ChangeSet::open(&changes_in(&directory))?;
         Ok(Transaction { publisher: self, about, changes, _lock: lock })
+    }
+
+    /// Ends the open transaction without any effect, also one whose files are damaged.
+    ///
+    /// # Errors
+    /// `NotFound` if none is open, `Conflict` if another command adds to it for too long.
+    pub fn abort_transaction(&self, patience: Duration, cancel: &Cancel) -> Result<()> {
+        let directory = self.transaction_directory();
+        if !directory.exists() {
+            return Err(none_open());
+        }
+        let _lock = lock(&directory, patience, cancel)?;
+        self.remove_transaction()
+    }
+
+    fn remove_transaction(&self) -> Result<()> {
+        let (place, remains) = (self.transaction_directory(), self.scratch()?.join(unique_name()));
+        fs::rename(&place, &remains).at(&place)?;
+        sync_directory(&self.config.spool)?;
+        fs::remove_dir_all(&remains).at(&remains)
     }
 }
 
@@ -188,20 +196,32 @@ impl Transaction<'_> {
 
     /// Makes the changes one revision. If that fails, the transaction stays open as it was.
     pub fn publish(mut self, options: &Options, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome> {
-        let outcome = self.publisher.commit(&mut self.changes, options, progress, cancel)?;
-        self.abort()?;
+        let mut outcome = self.publisher.commit(&mut self.changes, options, progress, cancel)?;
+        // The revision is out: nothing may fail any more.
+        let removed = self.publisher.remove_transaction();
+        outcome
+            .warnings
+            .extend(removed.err().map(|error| format!("the transaction is still there, abort it: {error}")));
         Ok(outcome)
     }
+}
 
-    /// Ends the transaction without any effect.
-    pub fn abort(self) -> Result<()> {
-        let Self { publisher, changes, _lock, .. } = self;
-        drop(changes);
-        let (place, remains) = (publisher.transaction_directory(), publisher.scratch()?.join(unique_name()));
-        fs::rename(&place, &remains).at(&place)?;
-        sync_directory(&publisher.config.spool)?;
-        fs::remove_dir_all(&remains).at(&remains)
+/// Waits for the exclusive right to a transaction; a file that is dropped gives it back.
+fn lock(directory: &Path, patience: Duration, cancel: &Cancel) -> Result<File> {
+    let path = directory.join("lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).at(&path)?;
+    let deadline = Instant::now() + patience;
+    while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        if error != Errno::WOULDBLOCK {
+            return Err(Error::io(path, error.into()));
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::conflict("the open transaction", "another command is adding to it"));
+        }
+        cancel.check()?;
+        thread::sleep(POLL);
     }
+    Ok(lock)
 }
 
 fn directory_in(spool: &Path) -> PathBuf {
@@ -228,6 +248,10 @@ fn not_written(error: &serde_json::Error) -> Error {
 fn already_open(about: &About) -> Error {
     let opened = UnixSeconds(about.opened).iso();
     Error::conflict("transaction", format!("{} opened one at {opened}; publish or abort it first", about.opened_by))
+}
+
+fn none_open() -> Error {
+    Error::not_found("an open transaction")
 }
 
 fn gone(place: &Path) -> Error {
