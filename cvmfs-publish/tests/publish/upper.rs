@@ -137,6 +137,33 @@ fn a_file_whose_metadata_only_was_copied_up_keeps_its_data() {
     assert!(site.manifest() == before);
 }
 
+/// Packs two versions of a Python package as `pip` installs them.
+const MAKE_WHEELS: &str = r#"
+import zipfile
+for version, files in [("1.0", ["__init__", "old", "sub/__init__"]), ("2.0", ["__init__", "new", "sub/__init__"])]:
+    info = f"tool-{version}.dist-info/"
+    with zipfile.ZipFile(f"tool-{version}-py3-none-any.whl", "w") as wheel:
+        for name in files:
+            wheel.writestr(f"tool/{name}.py", f"VERSION = {version!r}\n" * 100)
+        wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: tool\nVersion: {version}\n")
+        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(info + "RECORD", "")
+"#;
+
+#[test]
+fn what_pip_does_in_an_overlay_is_published() {
+    let site = Site::with_repository(&[]);
+    shell(&site, "", &format!("mkdir -p source/lib; python3 - <<'END'{MAKE_WHEELS}END"));
+    let install = "python3 -m pip install --quiet --disable-pip-version-check --no-index --no-cache-dir --upgrade";
+    shell(&site, "source", &format!("{install} --target lib ../tool-1.0-py3-none-any.whl"));
+    publish(&site, "source", &[]);
+    assert!(site.list(&[]).0.contains_key("lib/tool/old.py"));
+    let Some(overlay) = Overlay::kernel(&site, "") else { return };
+    overlay.edit_and_publish(&format!("{install} --target lib ../../tool-2.0-py3-none-any.whl"), &[]);
+    let paths = site.list(&[]).0;
+    assert!(paths.contains_key("lib/tool/new.py") && !paths.contains_key("lib/tool/old.py"), "{:?}", paths.keys());
+}
+
 #[test]
 fn fuse_overlayfs_is_published_as_it_shows() {
     if !run(Command::new("bash").args(["-c", "command -v fuse-overlayfs"])).status.success() || !is_root() {
