@@ -129,6 +129,10 @@ fn a_damaged_transaction_can_be_aborted() {
     let site = rich_site();
     let manifest = site.manifest();
     let file = |name: &str| site.spool().join("transaction").join(name);
+    fs::create_dir(file("")).expect("directory");
+    fs::write(file("remains"), "").expect("write");
+    assert!(site.publish(&["transaction"]).fails(4).contains("abort it first"));
+    assert!(site.publish(&["abort"]).stderr.contains("damaged"));
     for (name, bytes) in [("about.json", Some("garbage")), ("changes.db", Some("garbage")), ("changes.db", None)] {
         site.publish(&["transaction"]).ok();
         fs::remove_file(file(name)).expect("remove");

@@ -109,7 +109,8 @@ impl Publisher {
             // Somebody else was faster.
             Err(Errno::EXIST | Errno::NOTEMPTY) => {
                 fs::remove_dir_all(&directory).at(&directory)?;
-                return Err(self.transaction()?.map_or_else(|| gone(&place), |about| already_open(&about)));
+                let damaged = || Error::conflict(place.display().to_string(), "it is damaged; abort it first");
+                return Err(self.transaction()?.map_or_else(damaged, |about| already_open(&about)));
             }
             Err(error) => return Err(Error::io(place, error.into())),
         }
@@ -127,7 +128,10 @@ impl Publisher {
     /// `NotFound` if none is open, `Conflict` if another command goes on for too long.
     pub fn join_transaction(&self, patience: Duration, cancel: &Cancel) -> Result<Transaction<'_>> {
         let directory = self.transaction_directory();
-        let about = self.transaction()?.ok_or_else(none_open)?;
+        let Some(about) = self.transaction()? else {
+            let damaged = Error::malformed(directory.display().to_string(), "about.json is missing");
+            return Err(if directory.exists() { damaged } else { none_open() });
+        };
         let lock = lock(&directory, patience, cancel)?;
         // Whoever held the lock may have ended the transaction.
         if self.transaction()?.as_ref() != Some(&about) {
