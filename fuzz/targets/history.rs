@@ -30,11 +30,11 @@ fuzz_target!(|data: &[u8]| {
         root_size: 9,
         branch: String::new(),
     };
-    if history.add(&tag).is_ok() {
-        if let Ok(found) = history.tag("added") {
-            assert_eq!(found, Some(tag.clone()));
-        }
-        assert!(history.add(&tag).is_err());
+    // A damaged database may lose what is written to it, but what it gives back is what was written.
+    if history.add(&tag).is_ok()
+        && let Ok(Some(found)) = history.tag("added")
+    {
+        assert_eq!(found, tag);
     }
     let _ = history.advance_trunk(&tag);
     let _ = history.tags();
