@@ -128,22 +128,18 @@ impl<'a> Draft<'a> {
         patience: Duration,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let mut draft = match destination {
-            Destination::Revision => {
-                let target = Target::Revision(publisher.begin(now)?);
-                return Ok(Self { publisher, target, rehearsal: None, now });
-            }
+        let mut rehearsal = None;
+        let target = match destination {
+            Destination::Revision => Target::Revision(publisher.begin(now)?),
             Destination::Transaction => {
-                let target = Target::Transaction(publisher.join_transaction(patience, cancel)?);
-                Self { publisher, target, rehearsal: None, now }
+                let mut transaction = publisher.join_transaction(patience, cancel)?;
+                if !transaction.changes().is_empty()? {
+                    rehearsal = Some(transaction.rehearse(now)?);
+                }
+                Target::Transaction(transaction)
             }
         };
-        if let Target::Transaction(transaction) = &mut draft.target
-            && !transaction.changes().is_empty()?
-        {
-            draft.rehearsal = Some(transaction.rehearse(now)?);
-        }
-        Ok(draft)
+        Ok(Self { publisher, target, rehearsal, now })
     }
 
     /// The tree that the changes apply to.
