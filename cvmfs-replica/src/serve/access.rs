@@ -24,7 +24,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Notes what is asked for.
-    pub(super) fn new(client: SocketAddr, request: &Request<()>) -> Self {
+    pub(super) fn new(client: SocketAddr, request: &Request<impl Sized>) -> Self {
         Self {
             client,
             method: request.method().clone(),

@@ -9,16 +9,19 @@
 //! for the disk.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::access::Record;
+use super::api;
+use super::connection::Shared;
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
 use super::repositories::Repositories;
 use super::respond::{self, Representation, Selection};
@@ -80,37 +83,49 @@ impl Body for ResponseBody {
 
 /// Answers `request`; every failure is an answer, too.
 pub(super) async fn answer(
-    request: Request<()>,
-    repositories: &Arc<Repositories>,
-    max_uri_length: usize,
+    request: Request<Incoming>,
+    client: SocketAddr,
+    shared: &Arc<Shared>,
 ) -> Response<ResponseBody> {
     let now = SystemTime::now();
-    let method = request.method();
     // Nothing that we serve has a query; it is ignored, as every web server does for files.
     let uri_length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    if uri_length > max_uri_length {
-        return error(StatusCode::URI_TOO_LONG, method, now);
+    if uri_length > shared.options.max_uri_length {
+        return error(StatusCode::URI_TOO_LONG, request.method(), now);
     }
+    let target = route(request.uri().path());
+    if let Some(Target::Api(call)) = target {
+        return api::answer(call, request, client, shared, now).await;
+    }
+    // Nobody reads the body of another request. hyper drops what has arrived with the head and closes if there is more.
+    let request = request.map(drop);
+    let method = request.method();
     if method != Method::GET && method != Method::HEAD {
         return error(StatusCode::METHOD_NOT_ALLOWED, method, now);
     }
-    match route(request.uri().path()) {
-        None => error(StatusCode::NOT_FOUND, method, now),
+    match target {
+        None | Some(Target::Api(_)) => error(StatusCode::NOT_FOUND, method, now),
         Some(Target::Health) => text("ok", respond::health_head, method, now),
-        // TODO(a geographic database can be configured): sort the servers.
-        Some(Target::Geo) => text("Bad Request: no geographic database\n", respond::geo_head, method, now),
-        Some(Target::File(resource)) => {
-            if let Ok(response) = try_file_response(&request, &resource, repositories, now, Disk::CachedOnly) {
-                return response;
-            }
-            let repositories = Arc::clone(repositories);
-            let work = move || file_response(&request, &resource, &repositories, now);
-            tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
-                tracing::error!(%failure, "cannot answer a request");
-                error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
-            })
-        }
+        Some(Target::File(resource)) => file_answer(request, resource, shared, now).await,
     }
+}
+
+/// Answers a request for a file from memory, or else on a thread that may wait for the disk.
+async fn file_answer(
+    request: Request<()>,
+    resource: Resource,
+    shared: &Arc<Shared>,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    if let Ok(response) = try_file_response(&request, &resource, &shared.repositories, now, Disk::CachedOnly) {
+        return response;
+    }
+    let repositories = Arc::clone(&shared.repositories);
+    let work = move || file_response(&request, &resource, &repositories, now);
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
+        tracing::error!(%failure, "cannot answer a request");
+        error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
+    })
 }
 
 /// Answers a request for a file; waits for the disk.
@@ -160,12 +175,14 @@ fn try_file_response(
     Ok(head.map(|()| ResponseBody { content, record: None }))
 }
 
-fn error(status: StatusCode, method: &Method, now: SystemTime) -> Response<ResponseBody> {
+/// An error in plain text.
+pub(super) fn error(status: StatusCode, method: &Method, now: SystemTime) -> Response<ResponseBody> {
     let message = format!("{}\n", status.canonical_reason().unwrap_or("error"));
     text(message, |length, now| respond::error_head(status, length, now), method, now)
 }
 
-fn text(
+/// A short text, which HEAD leaves out.
+pub(super) fn text(
     message: impl Into<Bytes>,
     head: impl FnOnce(u64, SystemTime) -> Response<()>,
     method: &Method,

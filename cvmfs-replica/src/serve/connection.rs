@@ -82,13 +82,11 @@ pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
 async fn handle(
     request: Request<Incoming>,
     client: SocketAddr,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    // Nobody reads a request body. hyper drops what has arrived with the head and closes if there is more.
-    let request = request.map(drop);
     let record = shared.options.access_log.then(|| Record::new(client, &request));
-    let response = answer(request, &shared.repositories, shared.options.max_uri_length).await;
+    let response = answer(request, client, shared).await;
     let status = response.status();
     Ok(match record {
         Some(record) => response.map(|body| body.logged(record.status(status))),

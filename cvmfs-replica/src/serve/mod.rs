@@ -24,6 +24,7 @@
 
 mod access;
 mod answer;
+mod api;
 mod connection;
 mod file;
 mod listener;
