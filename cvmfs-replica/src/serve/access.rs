@@ -7,7 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Method, Request, StatusCode, Uri};
 
 /// The path of the file that a client wants an object for, if it is configured to tell.
-const INFO: HeaderName = HeaderName::from_static("cvmfs-info");
+pub(super) const INFO: HeaderName = HeaderName::from_static("cvmfs-info");
 
 /// A response on its way; logs itself when dropped, so that interrupted ones are logged as well.
 #[derive(Debug)]

@@ -25,15 +25,17 @@
 mod access;
 mod answer;
 mod api;
+mod cache;
 mod connection;
+mod direct;
 mod file;
 mod listener;
+mod metrics;
 mod repositories;
 mod respond;
 mod route;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cvmfs_core::error::{Error, Result};
@@ -44,8 +46,10 @@ use tokio::task::JoinSet;
 pub use listener::{listen, raise_open_file_limit};
 pub use repositories::Repositories;
 
+use cache::ObjectCache;
 use connection::Shared;
 use listener::Accepted;
+use metrics::Metrics;
 
 /// Limits and habits of the server.
 #[derive(Debug, Clone)]
@@ -65,6 +69,8 @@ pub struct ServeOptions {
     pub max_uri_length: usize,
     /// Longest request head in bytes, first line included; what is longer gets a 431.
     pub max_header_size: usize,
+    /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
+    pub object_cache_size: u64,
     /// Whether every response is an event with the target `access`, at level `INFO`.
     pub access_log: bool,
 }
@@ -78,6 +84,7 @@ impl Default for ServeOptions {
             shutdown_grace: Duration::from_secs(30),
             max_uri_length: 4096,
             max_header_size: 16 * 1024,
+            object_cache_size: 64 << 20,
             access_log: false,
         }
     }
@@ -124,7 +131,12 @@ pub async fn serve(
     }
     let (stop, stopping) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { repositories: Arc::new(repositories), options, requests: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        repositories: Arc::new(repositories),
+        objects: ObjectCache::new(options.object_cache_size),
+        metrics: Metrics::default(),
+        options,
+    });
     let mut running = JoinSet::new();
     for listener in listeners {
         running.spawn(listener::run(listener, Arc::clone(&slots), Arc::clone(&shared), stopping.clone()));
@@ -140,6 +152,6 @@ pub async fn serve(
         outcome.connections += accepted.connections;
         outcome.aborted += accepted.aborted;
     }
-    outcome.requests = shared.requests.load(Ordering::Relaxed);
+    outcome.requests = shared.metrics.requests();
     Ok(outcome)
 }
