@@ -10,7 +10,8 @@ Each with `wrk` over 64 connections that stay open, alternating between the serv
 this machine, so the load generator takes its part of the processors: CPU seconds are those of the server alone. nginx runs
 as packaged with sendfile and tcp_nopush, without access log; and once more with its cache of open files.
 
-`./dev bench serve` runs it; BIN is the directory of the programs. SECONDS is how long one run takes, RUNS how many.
+`./dev bench serve` runs it; BIN is the directory of the programs. SECONDS_A_RUN is how long one
+run takes, RUNS how many.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ import tempfile
 import time
 
 NAME = "bench.example.org"
-SECONDS = float(os.environ.get("SECONDS_A_RUN", 4))
+SECONDS = int(os.environ.get("SECONDS_A_RUN", 4))
 RUNS = int(os.environ.get("RUNS", 3))
 CONNECTIONS = 64
 ROWS = {"one": (1, 4 << 10), "small": (10_000, 4 << 10), "medium": (200, 1 << 20), "large": (4, 64 << 20)}
@@ -120,7 +121,7 @@ def make_site(site):
 def measure(server, lua):
     """Requests a second, bytes a second, and server CPU seconds for a million requests and a gigabyte."""
     before = server.cpu_seconds()
-    command = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", "%gs" % SECONDS, "-s", str(lua), server.url]
+    command = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", "%ds" % SECONDS, "--timeout", "60s", "-s", str(lua), server.url]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     cpu = server.cpu_seconds() - before
     requests, size, duration, errors = map(int, re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", output).groups())
@@ -140,8 +141,8 @@ def free_port():
 
 def main():
     rows = sys.argv[1:] or list(ROWS)
-    where = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 2 << 30 else None
-    work = pathlib.Path(tempfile.mkdtemp(prefix="cvmfs-bench-", dir=where))
+    # On a disk, as servers have it (a file system in memory cannot tell what is in memory); it is read from the page cache.
+    work = pathlib.Path(tempfile.mkdtemp(prefix="cvmfs-bench-"))
     # The workers of nginx are another user.
     work.chmod(0o755)
     servers = []

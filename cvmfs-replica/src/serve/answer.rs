@@ -233,7 +233,7 @@ fn try_file_response(
     now: SystemTime,
     disk: Disk,
 ) -> io::Result<Response<ResponseBody>> {
-    let directory = shared.repositories.open(&resource.place, disk)?;
+    let directory = shared.repositories.open(&resource.place, disk, asked)?;
     let (file, facts) = file::open(&directory, resource, disk)?;
     respond_with(request, resource, facts, now, |start, end| {
         if end - start > SMALL_FILE_MAX {

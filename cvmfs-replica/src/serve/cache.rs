@@ -61,7 +61,9 @@ impl ObjectCache {
         }
         let object = generations.old.get_mut(repository)?.remove(id)?;
         Some(&object).filter(is_trusted)?;
-        self.insert_young(&mut generations, repository, id, object.clone());
+        let gone = self.insert_young(&mut generations, repository, id, object.clone());
+        drop(generations);
+        drop(gone);
         Some(object)
     }
 
@@ -69,14 +71,25 @@ impl ObjectCache {
     pub(super) fn put(&self, repository: &str, id: &ObjectId, content: &Bytes, facts: Facts, now: Instant) {
         if content.len() as u64 + ENTRY_SIZE <= self.limit {
             let object = CachedObject { content: content.clone(), facts, read: now };
-            self.insert_young(&mut self.lock(), repository, id, object);
+            // Freeing many objects takes a while, and others wait for the lock.
+            let gone = self.insert_young(&mut self.lock(), repository, id, object);
+            drop(gone);
         }
     }
 
-    fn insert_young(&self, generations: &mut Generations, repository: &str, id: &ObjectId, object: CachedObject) {
+    /// Returns what had to go.
+    fn insert_young(
+        &self,
+        generations: &mut Generations,
+        repository: &str,
+        id: &ObjectId,
+        object: CachedObject,
+    ) -> HashMap<String, Objects> {
         let size = object.content.len() as u64 + ENTRY_SIZE;
+        let mut gone = HashMap::new();
         if generations.young_bytes + size > self.limit {
-            generations.old = std::mem::take(&mut generations.young);
+            let young = std::mem::take(&mut generations.young);
+            gone = std::mem::replace(&mut generations.old, young);
             generations.young_bytes = 0;
         }
         generations.young_bytes += size;
@@ -85,6 +98,7 @@ impl ObjectCache {
         } else {
             generations.young.insert(repository.to_owned(), Objects::from([(*id, object)]));
         }
+        gone
     }
 
     fn lock(&self) -> MutexGuard<'_, Generations> {

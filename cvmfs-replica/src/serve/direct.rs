@@ -66,6 +66,8 @@ pub(super) async fn run(
             }
             Head::Incomplete => {
                 let is_idle = buffer.is_empty();
+                // The room of the heads before is used again, or a head would not fit in one piece some day.
+                buffer.reserve(BUFFER_SIZE);
                 let read = tokio::time::timeout(shared.options.request_timeout, stream.read_buf(&mut buffer));
                 let read = tokio::select! {
                     biased;

@@ -34,6 +34,7 @@ mod metrics;
 mod repositories;
 mod respond;
 mod route;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,7 @@ use cache::ObjectCache;
 use connection::Shared;
 use listener::Accepted;
 use metrics::Metrics;
+use workers::Workers;
 
 /// Limits and habits of the server.
 #[derive(Debug, Clone)]
@@ -69,6 +71,8 @@ pub struct ServeOptions {
     pub max_uri_length: usize,
     /// Longest request head in bytes, first line included; what is longer gets a 431.
     pub max_header_size: usize,
+    /// Threads that answer requests; 0 for one a processor.
+    pub threads: usize,
     /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
     pub object_cache_size: u64,
     /// Whether every response is an event with the target `access`, at level `INFO`.
@@ -84,7 +88,8 @@ impl Default for ServeOptions {
             shutdown_grace: Duration::from_secs(30),
             max_uri_length: 4096,
             max_header_size: 16 * 1024,
-            object_cache_size: 64 << 20,
+            threads: 0,
+            object_cache_size: 128 << 20,
             access_log: false,
         }
     }
@@ -137,9 +142,11 @@ pub async fn serve(
         metrics: Metrics::default(),
         options,
     });
+    let workers = Arc::new(Workers::start(shared.options.threads)?);
     let mut running = JoinSet::new();
     for listener in listeners {
-        running.spawn(listener::run(listener, Arc::clone(&slots), Arc::clone(&shared), stopping.clone()));
+        let (slots, shared) = (Arc::clone(&slots), Arc::clone(&shared));
+        running.spawn(listener::run(listener, slots, shared, Arc::clone(&workers), stopping.clone()));
     }
     shutdown.await;
     stop.send_replace(true);
