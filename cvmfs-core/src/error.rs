@@ -191,6 +191,23 @@ impl Error {
         }
     }
 
+    /// The same error for another one who waits for the same thing; the cause of one stays with the first.
+    #[must_use]
+    pub(crate) fn repeated(&self) -> Self {
+        match self {
+            Self::NotFound { what } => Self::NotFound { what: what.clone() },
+            Self::HashMismatch { what, expected, actual } => {
+                Self::HashMismatch { what: what.clone(), expected: expected.clone(), actual: actual.clone() }
+            }
+            Self::Malformed { what, reason } => Self::Malformed { what: what.clone(), reason: reason.clone() },
+            Self::Refused { what, reason } => Self::Refused { what: what.clone(), reason: reason.clone() },
+            Self::Unavailable { what, reason } => Self::Unavailable { what: what.clone(), reason: reason.clone() },
+            Self::Cancelled => Self::Cancelled,
+            Self::Io { path, source } => Self::io(path, std::io::Error::from(source.kind())),
+            other => Self::Unavailable { what: "object".to_owned(), reason: other.to_string() },
+        }
+    }
+
     /// Whether the same operation may succeed if it is simply repeated later.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })

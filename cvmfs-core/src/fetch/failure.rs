@@ -129,6 +129,11 @@ impl Failure {
         }
     }
 
+    /// Whether fewer requests at a time might do better.
+    pub(super) fn is_pushback(&self) -> bool {
+        matches!(self.kind, Kind::Busy { .. } | Kind::Transfer(_) | Kind::ServerError(StatusCode::SERVICE_UNAVAILABLE))
+    }
+
     /// Whether the server that is to blame should be avoided for a while.
     ///
     /// One that lacks a file may be in best health: some files are optional, and collected garbage is gone everywhere.

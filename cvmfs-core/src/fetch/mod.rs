@@ -25,6 +25,7 @@
 
 mod failure;
 mod options;
+pub mod queue;
 mod request;
 mod retry;
 mod route;
@@ -32,6 +33,7 @@ mod sink;
 
 use std::fmt;
 use std::io::{Cursor, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use reqwest::{Client, Method};
@@ -73,6 +75,8 @@ pub struct HttpStore {
     hops: Vec<(Hop, Client)>,
     backoff: Backoff,
     options: HttpOptions,
+    /// How often a server was overloaded or too slow.
+    pushback: AtomicU64,
     /// Taken only by `drop`.
     runtime: Option<Runtime>,
 }
@@ -93,6 +97,7 @@ impl HttpStore {
             proxies: ProxyRotation::new(&options.proxies, options.proxy_reset),
             hops,
             backoff: Backoff::new(options.backoff_initial, options.backoff_max),
+            pushback: AtomicU64::new(0),
             runtime: Some(runtime.at("asynchronous runtime")?),
             options,
         })
@@ -146,6 +151,16 @@ impl HttpStore {
         // This may be a thread on which tokio panics when it is blocked; there is no way to ask.
         let outcome = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join());
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Where asynchronous tasks for this store run.
+    fn handle(&self) -> Handle {
+        self.runtime.as_ref().expect("the runtime is there until drop").handle().clone()
+    }
+
+    /// How often a server has asked for patience, or was too slow, so far.
+    fn pushback(&self) -> u64 {
+        self.pushback.load(Ordering::Relaxed)
     }
 
     fn wanted(&self, key: Key, method: Method) -> Wanted {
@@ -233,6 +248,9 @@ impl HttpStore {
                 Ok(size) => return Ok(size),
                 Err(failure) => failure,
             };
+            if failure.is_pushback() {
+                self.pushback.fetch_add(1, Ordering::Relaxed);
+            }
             // While there is another way, waiting for a proxy that is down gains nothing.
             let skip = nearest == Blame::Proxy && !is_last_proxy && matches!(failure.kind, Kind::Connect(_));
             match failure.remedy() {

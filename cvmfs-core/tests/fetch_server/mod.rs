@@ -1,11 +1,15 @@
 //! Web servers and proxies that misbehave on purpose, one scripted answer per request.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use cvmfs_core::hash::{Algorithm, ObjectId, ObjectKind};
+use cvmfs_core::storage::Key;
 use openssl::asn1::Asn1Time;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
@@ -109,9 +113,52 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
     connections: Arc<Mutex<usize>>,
+    /// By request line; for servers with objects.
+    objects: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    /// How many more requests for objects are answered with 503.
+    busy: Arc<AtomicUsize>,
 }
 
 impl Server {
+    /// A server that has these contents as file objects.
+    pub(crate) fn start_objects<'a>(contents: impl IntoIterator<Item = &'a Vec<u8>>) -> Self {
+        let (objects, busy) = <(Arc<Mutex<HashMap<String, Vec<u8>>>>, Arc<AtomicUsize>)>::default();
+        let (found, left) = (Arc::clone(&objects), Arc::clone(&busy));
+        let server = Self::serve(move |mut stream, seen| {
+            while let Some(head) = read_head(&mut stream) {
+                let request = Request::parse(&head);
+                let content = found.lock().expect("not poisoned").get(&request.line).cloned();
+                seen.lock().expect("not poisoned").push(request);
+                let is_busy =
+                    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+                let answer = match content {
+                    _ if is_busy => Answer::with_headers(503, &["Retry-After: 0"], b""),
+                    Some(content) => Answer::keep_alive(&content),
+                    None => Answer::status(404),
+                };
+                if stream.write_all(&answer.bytes).is_err() || answer.then == Then::Close {
+                    return;
+                }
+            }
+        });
+        let server = Self { objects, busy, ..server };
+        for content in contents {
+            server.replace(&ObjectId::of(Algorithm::Sha1, ObjectKind::File, content), content);
+        }
+        server
+    }
+
+    /// Delivers `content` as the object `id` from now on.
+    pub(crate) fn replace(&self, id: &ObjectId, content: &[u8]) {
+        let line = format!("GET /cvmfs/test.example.org/{}", Key::Object(*id));
+        self.objects.lock().expect("not poisoned").insert(line, content.to_vec());
+    }
+
+    /// Answers the next requests for objects with 503.
+    pub(crate) fn be_busy(&self, requests: usize) {
+        self.busy.store(requests, Ordering::Relaxed);
+    }
+
     pub(crate) fn start(script: impl Into<Vec<Answer>>) -> Self {
         let script = script.into();
         Self::serve(move |stream, state| answer_requests(stream, &script, state))
@@ -136,7 +183,7 @@ impl Server {
                 thread::spawn(move || handle(stream, &seen));
             }
         });
-        Self { address, requests, connections }
+        Self { address, requests, connections, objects: Arc::default(), busy: Arc::default() }
     }
 
     /// An `https` server for `localhost` with a fresh self-signed certificate, which is returned in PEM form.

@@ -1,0 +1,513 @@
+//! Many objects from one source into one storage.
+//!
+//! ```text
+//! request ─► waiting ─► fetch tasks ─────────► writers ─► results ─► next_result
+//!            bounded    one thread, as many    put into
+//!                       as pay (`limit`)       the storage
+//! ```
+//!
+//! Every object is verified while it arrives ([`HttpStore`]) and reaches the storage only then. Memory is bounded:
+//! small objects wait in memory for their writer, and once those take too much, or an object is large, its bytes go to
+//! a staged file of the storage as they come.
+
+mod limit;
+mod sink;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use self::limit::Limit;
+use self::sink::{Arrival, Arrived, MemoryInUse};
+use super::HttpStore;
+use crate::error::{Error, IoContext as _, Result};
+use crate::hash::ObjectId;
+use crate::progress::Cancel;
+use crate::storage::{ReadStore as _, WriteStore};
+
+/// How often cancellation is looked for, and the number of requests in flight reconsidered.
+const TICK: Duration = Duration::from_millis(50);
+/// Verified objects that may wait for a writer.
+const BACKLOG_MAX: usize = 256;
+
+/// Choices of an [`ObjectQueue`].
+#[derive(Debug, Clone)]
+pub struct QueueOptions {
+    /// Requests in flight at the beginning.
+    pub initial_in_flight: usize,
+    /// The number of requests in flight does not go below this, however the source behaves.
+    pub min_in_flight: usize,
+    /// The number of requests in flight does not go above this, however much it would pay.
+    pub max_in_flight: usize,
+    /// Objects that may wait for a request; [`ObjectQueue::request`] blocks while there are more.
+    pub max_waiting: usize,
+    /// Bytes of objects in memory; what exceeds them goes to disk as it comes.
+    pub memory: usize,
+    /// Larger objects go to disk as they come.
+    pub memory_per_object: usize,
+    /// Threads that write objects to the storage.
+    pub writers: usize,
+    /// How often an object is asked for again after all servers failed in a way that may pass. Each time comes after
+    /// all other objects that wait.
+    pub rounds: u32,
+    /// The wait before an object is asked for again.
+    pub round_pause: Duration,
+    /// So many failures in a row, without an answer to any request, and the source counts as gone: what still waits
+    /// fails without being asked for.
+    pub give_up_after: u32,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            initial_in_flight: 32,
+            min_in_flight: 8,
+            max_in_flight: 512,
+            max_waiting: 8192,
+            memory: 48 << 20,
+            memory_per_object: 1 << 20,
+            writers: 2,
+            rounds: 2,
+            round_pause: Duration::from_secs(2),
+            give_up_after: 64,
+        }
+    }
+}
+
+/// What became of a requested object.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The object.
+    pub id: ObjectId,
+    /// What came with the request.
+    pub token: u64,
+    /// The stored size in bytes of the object, which is in the storage now; or why it is not. An object that was
+    /// requested several times at once was fetched once; the second and further results have size 0.
+    pub result: Result<u64>,
+}
+
+/// Objects in flight from a source to a storage.
+///
+/// Any threads may request and take results. Every request has exactly one result. Dropping the queue abandons what
+/// is in flight.
+///
+/// ```no_run
+/// # fn example(source: std::sync::Arc<cvmfs_core::fetch::HttpStore>, ids: &[cvmfs_core::hash::ObjectId]) -> cvmfs_core::error::Result<()> {
+/// use std::sync::Arc;
+/// use cvmfs_core::fetch::queue::{ObjectQueue, QueueOptions};
+/// use cvmfs_core::progress::Cancel;
+/// use cvmfs_core::storage::LocalStore;
+///
+/// let destination = Arc::new(LocalStore::open("/srv/cvmfs/sw.example.org")?);
+/// let queue = ObjectQueue::new(source, destination, QueueOptions::default(), Cancel::new())?;
+/// for id in ids {
+///     queue.request(*id, 0)?;
+/// }
+/// queue.close();
+/// while let Some(fetched) = queue.next_result() {
+///     fetched.result?;
+/// }
+/// # Ok(()) }
+/// ```
+pub struct ObjectQueue {
+    shared: Arc<Shared>,
+    writers: Vec<JoinHandle<()>>,
+}
+
+/// What callers, fetch tasks and writers see.
+struct Shared {
+    source: Arc<HttpStore>,
+    destination: Arc<dyn WriteStore>,
+    options: QueueOptions,
+    cancel: Cancel,
+    /// The runtime of the source.
+    runtime: Handle,
+    state: Mutex<State>,
+    /// Signalled when an object left `waiting`.
+    room: Condvar,
+    /// Signalled when there is a result, or will be none.
+    finished: Condvar,
+    /// Signalled when there is an object to fetch.
+    work: Notify,
+    /// Turns true when everything is to end.
+    stop: watch::Sender<bool>,
+    /// One permit for each verified object that may wait for a writer.
+    backlog: Semaphore,
+    /// Verified objects.
+    arrived: Mutex<Option<VecDeque<Verified>>>,
+    /// Signalled when there is something in `arrived`, or will be nothing any more.
+    to_write: Condvar,
+    memory: Arc<MemoryInUse>,
+}
+
+/// An object on its way to a writer.
+struct Verified {
+    id: ObjectId,
+    size: u64,
+    arrived: Arrived,
+}
+
+struct State {
+    /// Objects that nobody fetches yet, with the number of rounds they had.
+    waiting: VecDeque<(ObjectId, u32)>,
+    /// Objects that failed and wait for another round.
+    resting: VecDeque<(Instant, ObjectId, u32)>,
+    /// All requested objects without a result.
+    open: HashMap<ObjectId, Tokens>,
+    results: VecDeque<Fetched>,
+    /// Nothing more will be requested.
+    closed: bool,
+    /// Running fetch tasks, and how many of them have nothing to do.
+    tasks: usize,
+    idle: usize,
+    limit: Limit,
+    /// Failures since the last answer.
+    failures: u32,
+    /// Why nothing is asked for any more.
+    gone: Option<String>,
+}
+
+/// Who asked for an object.
+struct Tokens {
+    first: u64,
+    more: Vec<u64>,
+}
+
+impl ObjectQueue {
+    /// Starts threads that write, and tasks on the runtime of `source`; no request is sent yet.
+    ///
+    /// # Errors
+    /// `Io` if the system gives no threads.
+    pub fn new(
+        source: Arc<HttpStore>,
+        destination: Arc<dyn WriteStore>,
+        options: QueueOptions,
+        cancel: Cancel,
+    ) -> Result<Self> {
+        let state = State {
+            waiting: VecDeque::new(),
+            resting: VecDeque::new(),
+            open: HashMap::new(),
+            results: VecDeque::new(),
+            closed: false,
+            tasks: 0,
+            idle: 0,
+            limit: Limit::new(&options, source.pushback(), Instant::now()),
+            failures: 0,
+            gone: None,
+        };
+        let shared = Arc::new(Shared {
+            runtime: source.handle(),
+            source,
+            destination,
+            state: Mutex::new(state),
+            room: Condvar::new(),
+            finished: Condvar::new(),
+            work: Notify::new(),
+            stop: watch::Sender::new(false),
+            backlog: Semaphore::new(BACKLOG_MAX),
+            arrived: Mutex::new(Some(VecDeque::new())),
+            to_write: Condvar::new(),
+            memory: Arc::new(MemoryInUse::new(options.memory)),
+            options,
+            cancel,
+        });
+        let mut queue = Self { shared, writers: Vec::new() };
+        for number in 0..queue.shared.options.writers.max(1) {
+            let shared = Arc::clone(&queue.shared);
+            let writer = std::thread::Builder::new().name(format!("writer-{number}")).spawn(move || shared.write());
+            queue.writers.push(writer.at("thread")?);
+        }
+        let shared = Arc::clone(&queue.shared);
+        queue.shared.runtime.spawn(async move { shared.watch_over().await });
+        Ok(queue)
+    }
+
+    /// Queues an object; blocks while the queue is full.
+    ///
+    /// # Errors
+    /// `Cancelled` once somebody asked for that; the request then has no result.
+    pub fn request(&self, id: ObjectId, token: u64) -> Result<()> {
+        let mut state = self.shared.state();
+        if let Some(tokens) = state.open.get_mut(&id) {
+            tokens.more.push(token);
+            return Ok(());
+        }
+        while state.waiting.len() >= self.shared.options.max_waiting && !self.shared.is_stopped() {
+            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if self.shared.is_stopped() {
+            return Err(Error::Cancelled);
+        }
+        if let Some(tokens) = state.open.get_mut(&id) {
+            tokens.more.push(token);
+            return Ok(());
+        }
+        state.open.insert(id, Tokens { first: token, more: Vec::new() });
+        state.waiting.push_back((id, 0));
+        self.shared.recruit(&mut state);
+        Ok(())
+    }
+
+    /// Says that nothing more will be requested, so that the results have an end.
+    pub fn close(&self) {
+        self.shared.state().closed = true;
+        self.shared.finished.notify_all();
+    }
+
+    /// Waits for a result; they come in the order in which the work on them ends.
+    ///
+    /// `None` after [`close`](Self::close), when every request had its result.
+    pub fn next_result(&self) -> Option<Fetched> {
+        let mut state = self.shared.state();
+        loop {
+            if let Some(result) = state.results.pop_front() {
+                return Some(result);
+            }
+            if state.closed && state.open.is_empty() {
+                return None;
+            }
+            state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes a result if there is one now.
+    pub fn try_next_result(&self) -> Option<Fetched> {
+        self.shared.state().results.pop_front()
+    }
+
+    /// How many requests may be in flight at this moment.
+    pub fn in_flight_limit(&self) -> usize {
+        self.shared.state().limit.current()
+    }
+}
+
+impl Drop for ObjectQueue {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for writer in self.writers.drain(..) {
+            // A writer that panicked has said so.
+            drop(writer.join());
+        }
+    }
+}
+
+impl fmt::Debug for ObjectQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state();
+        f.debug_struct("ObjectQueue")
+            .field("open", &state.open.len())
+            .field("limit", &state.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Ends everything: what has no result yet gets `Cancelled`, tasks and writers end.
+    fn stop(&self) {
+        let mut state = self.state();
+        self.stop.send_replace(true);
+        state.waiting.clear();
+        state.resting.clear();
+        for (id, tokens) in std::mem::take(&mut state.open) {
+            state.results.extend(tokens.all().map(|token| Fetched { id, token, result: Err(Error::Cancelled) }));
+        }
+        drop(state);
+        self.room.notify_all();
+        self.finished.notify_all();
+        *self.arrived.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.to_write.notify_all();
+    }
+
+    /// Finds somebody for an object that waits: a task that has nothing to do, or another one.
+    fn recruit(self: &Arc<Self>, state: &mut State) {
+        if state.waiting.is_empty() {
+            return;
+        }
+        if state.idle > 0 {
+            self.work.notify_one();
+        } else if state.tasks < state.limit.current() {
+            state.tasks += 1;
+            let shared = Arc::clone(self);
+            self.runtime.spawn(async move { shared.fetch_all().await });
+        }
+    }
+
+    /// Looks after the others until everything ends.
+    async fn watch_over(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(TICK);
+        let mut stop = self.stop.subscribe();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = ticks.tick() => {}
+            }
+            if self.cancel.check().is_err() {
+                return self.stop();
+            }
+            let now = Instant::now();
+            let mut state = self.state();
+            while state.resting.front().is_some_and(|(when, ..)| *when <= now) {
+                let (_, id, rounds) = state.resting.pop_front().expect("it was there");
+                state.waiting.push_back((id, rounds));
+            }
+            let busy = !state.waiting.is_empty();
+            state.limit.tick(now, self.source.pushback(), busy);
+            for _ in state.tasks..state.limit.current().min(state.tasks + state.waiting.len()) {
+                self.recruit(&mut state);
+            }
+        }
+    }
+
+    /// Fetches one object after the other, until there are more tasks than needed.
+    async fn fetch_all(self: Arc<Self>) {
+        let mut stop = self.stop.subscribe();
+        let work = async {
+            while let Some((id, rounds)) = self.next_waiting().await {
+                self.fetch_one(id, rounds).await;
+            }
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = work => {}
+        }
+    }
+
+    /// Waits for an object to fetch; `None` if this task is one too many.
+    async fn next_waiting(self: &Arc<Self>) -> Option<(ObjectId, u32)> {
+        loop {
+            {
+                let mut state = self.state();
+                if state.tasks > state.limit.current() {
+                    state.tasks -= 1;
+                    return None;
+                }
+                if let Some(next) = state.waiting.pop_front() {
+                    self.recruit(&mut state);
+                    if state.waiting.len() + 1 == self.options.max_waiting {
+                        self.room.notify_all();
+                    }
+                    return Some(next);
+                }
+                state.idle += 1;
+            }
+            self.work.notified().await;
+            self.state().idle -= 1;
+        }
+    }
+
+    /// Fetches an object and hands it to a writer.
+    async fn fetch_one(&self, id: ObjectId, rounds: u32) {
+        if let Some(reason) = self.state().gone.clone() {
+            let what = self.source.describe(&id.into());
+            return self.finish(id, Err(Error::Unavailable { what, reason }));
+        }
+        let mut arrival = Arrival::new(self.destination.as_ref(), &self.memory, self.options.memory_per_object);
+        let result = self.source.fetch_object(&id, &mut arrival).await;
+        if !self.note_answer(&id, rounds, &result) {
+            return;
+        }
+        match result {
+            Ok(size) => self.hand_over(Verified { id, size, arrived: arrival.into_arrived() }).await,
+            Err(error) => self.finish(id, Err(error)),
+        }
+    }
+
+    /// Remembers how the source is doing; false if the object waits for another round.
+    fn note_answer(&self, id: &ObjectId, rounds: u32, result: &Result<u64>) -> bool {
+        let mut state = self.state();
+        match result {
+            Ok(size) => {
+                state.failures = 0;
+                state.limit.completed(*size);
+                true
+            }
+            Err(error) if error.is_retryable() => {
+                state.failures = state.failures.saturating_add(1);
+                if state.failures >= self.options.give_up_after && state.gone.is_none() {
+                    tracing::warn!(%error, "the source does not answer any more");
+                    state.gone =
+                        Some(format!("not asked for: the source does not answer; the last failure was: {error}"));
+                    let resting: Vec<_> = state.resting.drain(..).map(|(_, id, rounds)| (id, rounds)).collect();
+                    state.waiting.extend(resting);
+                }
+                let again = rounds < self.options.rounds && state.gone.is_none();
+                if again {
+                    state.resting.push_back((Instant::now() + self.options.round_pause, *id, rounds + 1));
+                }
+                !again
+            }
+            Err(_) => {
+                state.failures = 0;
+                true
+            }
+        }
+    }
+
+    async fn hand_over(&self, verified: Verified) {
+        // The semaphore is never closed. The writer gives the permit back.
+        if let Ok(permit) = self.backlog.acquire().await {
+            permit.forget();
+        }
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(arrived) = arrived.as_mut() {
+            arrived.push_back(verified);
+        }
+        drop(arrived);
+        self.to_write.notify_one();
+    }
+
+    /// Writes one verified object after the other to the storage, until everything ends.
+    fn write(&self) {
+        loop {
+            let verified = {
+                let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut arrived = self
+                    .to_write
+                    .wait_while(arrived, |arrived| arrived.as_ref().is_some_and(VecDeque::is_empty))
+                    .unwrap_or_else(PoisonError::into_inner);
+                let Some(verified) = arrived.as_mut().and_then(VecDeque::pop_front) else { return };
+                verified
+            };
+            let Verified { id, size, arrived } = verified;
+            let result = arrived.put(self.destination.as_ref(), &id);
+            self.backlog.add_permits(1);
+            self.finish(id, result.map(|_| size));
+        }
+    }
+
+    /// Delivers the result of an object to all who asked.
+    fn finish(&self, id: ObjectId, result: Result<u64>) {
+        let mut state = self.state();
+        let Some(tokens) = state.open.remove(&id) else { return };
+        let more: Vec<_> = tokens
+            .more
+            .iter()
+            .map(|&token| Fetched { id, token, result: result.as_ref().map(|_| 0).map_err(Error::repeated) })
+            .collect();
+        state.results.push_back(Fetched { id, token: tokens.first, result });
+        state.results.extend(more);
+        drop(state);
+        self.finished.notify_all();
+    }
+}
+
+impl Tokens {
+    fn all(self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.first).chain(self.more)
+    }
+}
