@@ -7,4 +7,6 @@
 //! [`serve`] offers the storage directories of repositories to caches and clients. It needs no other web server,
 //! and it serves a Stratum 0 just as well.
 
+pub mod replica;
+pub mod select;
 pub mod serve;
