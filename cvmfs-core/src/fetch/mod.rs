@@ -49,7 +49,7 @@ use crate::hash::ObjectId;
 use crate::storage::{Key, NamedFile, ReadStore};
 
 pub use self::options::{HttpOptions, Redirects};
-pub use self::route::{ProxyChain, parse_servers};
+pub use self::route::{ProxyChain, parse_servers, shown as shown_url};
 pub use self::sink::Sink;
 pub use reqwest::Url;
 

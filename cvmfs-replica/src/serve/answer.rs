@@ -28,11 +28,11 @@ use super::api;
 use super::cache::CachedObject;
 use super::connection::Shared;
 
-use super::{info, pages, pull};
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
 use super::metrics::{self, Label};
 use super::respond::{self, Caching, Facts, Representation, Selection};
 use super::route::{Kind, Place, Resource, Target, route};
+use super::{info, pages, pull};
 
 /// The body of a response.
 #[derive(Debug)]
@@ -199,8 +199,7 @@ async fn answer_read(
         Some(Target::Metrics) => match metrics::render(shared).await {
             Ok(page) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
-                let head =
-                    |length, now| respond::content_head(StatusCode::OK, kind, Some(length), Caching::Never, now);
+                let head = |length, now| respond::content_head(StatusCode::OK, kind, Some(length), Caching::Never, now);
                 text(page, head, method, now)
             }
             Err(failure) => {
@@ -277,7 +276,8 @@ async fn instead(
             is_served.then(|| made(request, resource, Bytes::from_static(b"{}\n"), now))
         }
         Kind::Named => {
-            let file = [NamedFile::Manifest, NamedFile::Whitelist].into_iter().find(|file| file.name() == resource.path)?;
+            let file =
+                [NamedFile::Manifest, NamedFile::Whitelist].into_iter().find(|file| file.name() == resource.path)?;
             let content = shared.puller.document(&source?, file).await?;
             Some(made(request, resource, content, now))
         }
@@ -290,10 +290,12 @@ async fn instead(
                 let waiting = (id.kind == ObjectKind::Catalog).then(|| waiting.clone());
                 let look = move || match waiting {
                     // A catalog may be complete and in the storage by now.
-                    Some(waiting) => try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait).or_else(|_| {
-                        let directory = file::open_directory(&waiting, Disk::Wait)?;
-                        response_from(&directory, &asked_for, &wanted, &working, asked, now, Disk::Wait)
-                    }),
+                    Some(waiting) => {
+                        try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait).or_else(|_| {
+                            let directory = file::open_directory(&waiting, Disk::Wait)?;
+                            response_from(&directory, &asked_for, &wanted, &working, asked, now, Disk::Wait)
+                        })
+                    }
                     None => try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait),
                 };
                 match tokio::task::spawn_blocking(look).await {

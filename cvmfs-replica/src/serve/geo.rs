@@ -163,7 +163,8 @@ impl Geo {
     /// Where the client is, or the proxy that it shares with others.
     async fn origin(&self, caching: &str, headers: &HeaderMap, client: SocketAddr) -> Option<Place> {
         // A client without proxy sends a number of its own, which no name server knows.
-        if caching.contains(['.', ':']) && !caching.starts_with('.')
+        if caching.contains(['.', ':'])
+            && !caching.starts_with('.')
             && let Some(place) = self.place_of(caching).await
         {
             return Some(place);

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::hash::ContentHash;
+use cvmfs_core::history::History;
 use cvmfs_core::history::Tag;
 use cvmfs_core::manifest::{Manifest, SignedManifest};
-use cvmfs_core::history::History;
 use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore};
 use cvmfs_core::tree::Tree;
 use tokio::sync::oneshot;
@@ -39,7 +39,6 @@ type Question = Box<dyn FnOnce(&mut Shelf) + Send>;
 #[derive(Debug)]
 pub(super) struct Librarian {
     questions: SyncSender<Question>,
-    scratch: PathBuf,
     /// Made for the catalogs, and gone with this value.
     _directory: tempfile::TempDir,
 }
@@ -69,12 +68,7 @@ impl Librarian {
             };
             std::thread::Builder::new().name("librarian".to_owned()).spawn(work).at("thread")?;
         }
-        Ok(Self { questions, scratch: directory.path().to_owned(), _directory: directory })
-    }
-
-    /// A directory for scratch files.
-    pub(super) fn scratch(&self) -> &Path {
-        &self.scratch
+        Ok(Self { questions, _directory: directory })
     }
 
     /// Has a thread look something up.

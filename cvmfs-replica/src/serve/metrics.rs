@@ -158,7 +158,12 @@ pub(super) async fn render(shared: &Arc<Shared>) -> Result<String> {
         ("cvmfs_replica_connections_open", "gauge", "Connections open now.", &metrics.open),
         ("cvmfs_replica_pulled_objects_total", "counter", "Missing objects fetched for clients.", &metrics.pulled),
         ("cvmfs_replica_pulled_bytes_total", "counter", "Bytes of those.", &metrics.pulled_bytes),
-        ("cvmfs_replica_pull_failures_total", "counter", "Missing objects that could not be fetched.", &metrics.pull_failures),
+        (
+            "cvmfs_replica_pull_failures_total",
+            "counter",
+            "Missing objects that could not be fetched.",
+            &metrics.pull_failures,
+        ),
     ] {
         page.family(name, kind, help);
         page.sample(&[], as_float(value.load(Ordering::Relaxed)));

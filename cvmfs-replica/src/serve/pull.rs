@@ -188,7 +188,8 @@ fn fetch_documents(source: &Source) -> Result<(Bytes, Bytes)> {
     let store = source.store()?;
     let keys = replica.master_keys()?;
     let now = super::unix_now();
-    let opened = Repository::open(Arc::clone(&store) as Arc<dyn ReadStore>, &replica.name, &keys, now, &replica.scratch()?)?;
+    let opened =
+        Repository::open(Arc::clone(&store) as Arc<dyn ReadStore>, &replica.name, &keys, now, &replica.scratch()?)?;
     // The whitelist that was verified is not kept by whoever verified it; this one is verified again.
     let bytes = store.read(&NamedFile::Whitelist.into())?;
     let whitelist = cvmfs_core::trust::whitelist::SignedWhitelist::parse(&bytes)?;

@@ -228,9 +228,10 @@ impl Configuration {
 
     /// Where storages are, by name.
     fn storages(&self) -> BTreeMap<String, Configured> {
-        let publishers = self.publishers.iter().map(|(name, config)| {
-            (name.clone(), Configured { storage: config.storage.clone(), needs_manifest: true })
-        });
+        let publishers = self
+            .publishers
+            .iter()
+            .map(|(name, config)| (name.clone(), Configured { storage: config.storage.clone(), needs_manifest: true }));
         let replicas = self.replicas.iter().map(|(name, source)| {
             let replica = &source.replica;
             (name.clone(), Configured { storage: replica.storage.clone(), needs_manifest: !replica.pull_through })
@@ -320,7 +321,9 @@ impl States {
         let configuration = self.configuration();
         let collecting = Arc::clone(shared);
         let collect = move || collect(&collecting, &configuration);
-        let states = tokio::task::spawn_blocking(collect).await.map_err(|failure| Error::invalid("state", failure.to_string()))??;
+        let states = tokio::task::spawn_blocking(collect)
+            .await
+            .map_err(|failure| Error::invalid("state", failure.to_string()))??;
         let states = Arc::new(states);
         *latest = Some((Instant::now(), Arc::clone(&states)));
         Ok(states)
@@ -448,9 +451,8 @@ fn trust(state: &RepositoryState, shared: &Shared) -> Trust {
         Role::Replica(source) => source.replica.name.clone(),
         Role::Publisher | Role::Storage => manifest.name.clone(),
     };
-    let opened = LocalStore::open(&state.storage).and_then(|store| {
-        Repository::open(Arc::new(store), &name, &keys, super::unix_now(), &std::env::temp_dir())
-    });
+    let opened = LocalStore::open(&state.storage)
+        .and_then(|store| Repository::open(Arc::new(store), &name, &keys, super::unix_now(), &std::env::temp_dir()));
     opened.map_or_else(|error| Trust::Broken(error.to_string()), |_| Trust::Verified)
 }
 

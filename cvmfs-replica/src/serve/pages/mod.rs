@@ -125,7 +125,8 @@ fn protect(response: &mut Response<ResponseBody>, policy: &'static str) {
 
 fn style(method: &Method, now: SystemTime) -> Response<ResponseBody> {
     let caching = Caching::Seconds(STYLE_MAX_AGE);
-    let head = |length, now| respond::content_head(StatusCode::OK, "text/css; charset=utf-8", Some(length), caching, now);
+    let head =
+        |length, now| respond::content_head(StatusCode::OK, "text/css; charset=utf-8", Some(length), caching, now);
     let mut response = text(STYLE, head, method, now);
     protect(&mut response, POLICY);
     response
@@ -178,7 +179,11 @@ fn short_bytes(size: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 || value >= 99.95 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 || value >= 99.95 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// A number with narrow spaces between groups of three digits.

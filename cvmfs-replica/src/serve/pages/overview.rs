@@ -133,7 +133,9 @@ fn health(state: &RepositoryState, now: UnixSeconds) -> (Health, &'static str) {
         return (Health::Attention, "expires soon");
     }
     match state.lag() {
-        Some(lag) if lag.revisions > 0 => (Health::Attention, if state.is_snapshotting { "updating" } else { "behind" }),
+        Some(lag) if lag.revisions > 0 => {
+            (Health::Attention, if state.is_snapshotting { "updating" } else { "behind" })
+        }
         _ if is_replica && state.is_snapshotting => (Health::Good, "updating"),
         _ => (Health::Good, "up to date"),
     }

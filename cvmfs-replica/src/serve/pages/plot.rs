@@ -144,6 +144,9 @@ mod tests {
         assert_eq!(past(&[], &[], now).into_string(), "");
         assert_eq!(past(&[point(5, 1)], &[], now).into_string(), "");
         let drawn = past(&[point(5, 1), point(86_405, 7)], &[], now).into_string();
-        assert!(drawn.contains("revision 7") && drawn.contains("1970-01-01") && drawn.contains("1970-01-12"), "{drawn}");
+        assert!(
+            drawn.contains("revision 7") && drawn.contains("1970-01-01") && drawn.contains("1970-01-12"),
+            "{drawn}"
+        );
     }
 }
