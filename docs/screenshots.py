@@ -22,10 +22,12 @@ CHROMIUM = [
     "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
 ]
+# name, revisions, days since the first
+REPOSITORIES = [("alice", 11, 21), ("conditions", 6, 12), ("nightlies", 9, 8), ("software", 14, 25)]
 # name, page, width, height, dark
 PICTURES = [
-    ("overview", "/", 1180, 905, False),
-    ("overview-dark", "/", 1180, 905, True),
+    ("overview", "/", 1180, 870, False),
+    ("overview-dark", "/", 1180, 870, True),
     ("browse", "/browse/software.example.org/trunk/toolchain/gcc-14.2/bin", 1000, 560, False),
     ("phone", "/", 390, 844, False),
 ]
@@ -47,7 +49,7 @@ def serve(root):
     """Starts a server on a free port; returns the process and its address."""
     command = [program("cvmfs-replica"), "--root", str(root), "serve", "--listen", "127.0.0.1:0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    return server, server.stderr.readline().split()[1].removesuffix("/cvmfs/")
+    return server, server.stderr.readline().split()[1].removesuffix("/cvmfs/").replace("127.0.0.1", "localhost")
 
 
 def write(path, size, generator):
@@ -60,7 +62,8 @@ def publish(root, work, name, revisions, first_day, generator):
     run(root, "cvmfs-publish", "mkfs", name, at=NOW - first_day * DAY)
     tree = work / name
     for number in range(revisions):
-        days = int(first_day * (1 - (number + 1) / (revisions + 1)) + generator.uniform(-0.3, 0.3) * first_day / revisions)
+        age = first_day * (1 - (number + generator.uniform(0.6, 1.4)) / (revisions + 1))
+        published = NOW - int(age * DAY)
         version = "%d.%d" % (12 + number // 4, number % 4)
         for package in generator.sample(["gcc", "cmake", "python", "root", "geant4", "boost"], 2) + (["gcc"] if version == "14.2" else []):
             base = tree / "toolchain" / ("%s-%s" % (package, version))
@@ -77,8 +80,11 @@ def publish(root, work, name, revisions, first_day, generator):
             write(base / "lib" / "libstdc++.so.6", generator.randrange(1_000_000, 6_000_000), generator)
             write(base / "README", 900, generator)
         write(tree / "setup.sh", 700, generator)
+        for path in [tree, *tree.rglob("*")]:
+            if path.lstat().st_mtime > NOW - 3600:
+                os.utime(path, (published, published - generator.randrange(DAY)), follow_symlinks=False)
         run(root, "cvmfs-publish", "publish", "--repo", name, "--from", str(tree), "--tag", "v" + version,
-            "--message", "Release %s" % version, at=NOW - max(days, 1) * DAY - generator.randrange(DAY))
+            "--message", "Release %s" % version, at=published)
 
 
 def main():
@@ -88,11 +94,11 @@ def main():
     stratum0, stratum1 = work / "stratum0", work / "stratum1"
     servers = []
     try:
-        for name, revisions, first_day in [("software", 14, 25), ("conditions", 6, 12), ("nightlies", 9, 8)]:
+        for name, revisions, first_day in REPOSITORIES:
             publish(stratum0, work / "trees", name + ".example.org", revisions, first_day, generator)
         server, url = serve(stratum0)
         servers.append(server)
-        for name in ["software", "conditions", "nightlies"]:
+        for name, _, _ in REPOSITORIES:
             fqrn = name + ".example.org"
             key = stratum0 / "etc/cvmfs/keys" / (fqrn + ".pub")
             run(stratum1, "cvmfs-replica", "add-replica", "--stratum0", "%s/cvmfs/%s" % (url, fqrn), "--public-key", str(key))
@@ -117,7 +123,7 @@ def main():
             subprocess.run(command + ["--screenshot=%s" % picture, url + page], check=True, stderr=subprocess.DEVNULL)
             print("%s: %d KB" % (picture, picture.stat().st_size // 1000))
         if keep:
-            input("Enter ends the servers. ")
+            servers[-1].wait()
     finally:
         for server in servers:
             server.terminate()

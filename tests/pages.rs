@@ -54,7 +54,8 @@ fn hostile_site() -> Site {
     let from = tree.to_str().unwrap();
     // The tag's name is refused, so there is another one.
     assert!(!site.publish(&[&["publish", "--from", from], &tag[..]].concat()).status.success());
-    site.publish(&["publish", "--from", from, "--tag", "v1/a", "--message", "<script>document.title='owned'</script>"]).ok();
+    site.publish(&["publish", "--from", from, "--tag", "v1/a", "--message", "<script>document.title='owned'</script>"])
+        .ok();
     site
 }
 

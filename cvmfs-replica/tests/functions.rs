@@ -273,8 +273,8 @@ fn ask_with_tls(address: SocketAddr) -> (String, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let certificate = stream.ssl().peer_certificate().unwrap();
-    let name = certificate.subject_name().entries().next().unwrap().data().as_utf8().unwrap().to_string();
-    (name, answer)
+    let name = certificate.subject_name().entries().next().unwrap().data().as_slice().to_vec();
+    (String::from_utf8(name).unwrap(), answer)
 }
 
 #[test]

@@ -28,7 +28,7 @@ use cvmfs_core::trust::whitelist::SignedWhitelist;
 use serde_json::{Map, Value};
 
 use super::connection::Shared;
-use super::librarian::{Librarian, Shelf};
+use super::librarian::Shelf;
 use super::repositories::{Configured, Repositories};
 use crate::replica::Replica;
 
@@ -359,28 +359,30 @@ impl States {
         pasts.get(&state.storage).filter(|(of, _)| *of == root).map(|(_, past)| Arc::clone(past))
     }
 
-    /// The past of a repository. It is looked up once a revision; what takes long is there for a later page.
-    pub(super) async fn past(shared: &Arc<Shared>, librarian: &Librarian, state: &RepositoryState) -> Option<Past> {
-        let manifest = state.manifest.clone()?;
-        let root = manifest.root_catalog;
-        let known = lock(&shared.states.pasts).get(&state.storage).cloned();
-        if let Some((_, past)) = known.as_ref().filter(|(of, _)| *of == root) {
-            return Some(Arc::clone(past));
+    /// The pasts of repositories, by name. Each is looked up once a revision; what takes long is there for a later page.
+    pub(super) async fn pasts(shared: &Arc<Shared>, states: &[RepositoryState]) -> HashMap<String, Past> {
+        let mut asked = tokio::task::JoinSet::new();
+        for state in states.iter().filter(|state| shared.states.known_past(state).is_none()) {
+            asked.spawn(look_back(Arc::clone(shared), state.clone()));
         }
-        let (keeping, storage) = (Arc::clone(shared), state.storage.clone());
-        let look = librarian.ask(move |shelf| {
-            let past = Arc::new(past(shelf, &storage, &manifest)?);
-            lock(&keeping.states.pasts).insert(storage, (root, Arc::clone(&past)));
-            Ok(past)
-        });
-        match tokio::time::timeout(PAST_PATIENCE, look).await {
-            Ok(Ok(past)) => Some(past),
-            Ok(Err(error)) => {
-                tracing::debug!(name = state.name, %error, "cannot look into a repository");
-                known.map(|(_, past)| past)
-            }
-            Err(_) => known.map(|(_, past)| past),
+        let all = async { while asked.join_next().await.is_some() {} };
+        if tokio::time::timeout(PAST_PATIENCE, all).await.is_err() {
+            asked.detach_all();
         }
+        let known = |state: &RepositoryState| Some((state.name.clone(), shared.states.known_past(state)?));
+        states.iter().filter_map(known).collect()
+    }
+}
+
+/// Looks up the past of a repository, to be known from then on.
+async fn look_back(shared: Arc<Shared>, state: RepositoryState) {
+    let (Some(librarian), Some(manifest)) = (&shared.librarian, state.manifest) else { return };
+    let (root, storage) = (manifest.root_catalog, state.storage);
+    let place = storage.clone();
+    let found = librarian.ask(move |shelf| past(shelf, &place, &manifest)).await;
+    match found {
+        Ok(past) => drop(lock(&shared.states.pasts).insert(storage, (root, Arc::new(past)))),
+        Err(error) => tracing::debug!(name = state.name, %error, "cannot look into a repository"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 /// Networks with the place, in degrees, of each.
-pub type Networks<'a> = [(Ipv6Addr, usize, [f64; 2])];
+pub(crate) type Networks<'a> = [(Ipv6Addr, usize, [f64; 2])];
 
 /// A record of the search tree.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ enum Record {
 }
 
 /// A database of cities with these networks; IPv4 addresses are `::a.b.c.d`.
-pub fn database(networks: &Networks<'_>) -> Vec<u8> {
+pub(crate) fn database(networks: &Networks<'_>) -> Vec<u8> {
     let mut nodes = vec![[Record::Nothing; 2]];
     let mut data = Vec::new();
     for (address, bits, [latitude, longitude]) in networks {

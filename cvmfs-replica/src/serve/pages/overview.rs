@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 
 use super::{ago, bytes, duration, encode, grouped, layout, plot, short_bytes};
 use crate::serve::connection::Shared;
-use crate::serve::librarian::Librarian;
 use crate::serve::state::{Past, RepositoryState, Role, States, Trust, newest};
 
 /// Days of validity below which the whitelist deserves attention, and haste.
@@ -38,14 +37,8 @@ pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
     shared.states.look_at_sources().await;
     let states = shared.states.all(shared).await?;
     let now = crate::serve::unix_now();
-    let mut cards = Vec::new();
-    for state in states.iter() {
-        let past = match &shared.librarian {
-            Some(librarian) => past(shared, librarian, state).await,
-            None => None,
-        };
-        cards.push(card(state, past.as_ref(), now));
-    }
+    let pasts = States::pasts(shared, &states).await;
+    let cards: Vec<Markup> = states.iter().map(|state| card(state, pasts.get(&state.name), now)).collect();
     let contact = contact(shared);
     let body = html! {
         header class="top" {
@@ -69,10 +62,6 @@ pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
         }
     };
     Ok(layout("CernVM-FS repositories", &body))
-}
-
-async fn past(shared: &Arc<Shared>, librarian: &Librarian, state: &RepositoryState) -> Option<Past> {
-    States::past(shared, librarian, state).await
 }
 
 fn card(state: &RepositoryState, past: Option<&Past>, now: UnixSeconds) -> Markup {
@@ -169,7 +158,7 @@ fn lag(state: &RepositoryState) -> Markup {
             (_, Some(lag)) if lag.revisions == 0 => "nothing",
             (_, Some(lag)) => span class="attention" {
                 (grouped(lag.revisions)) @if lag.revisions == 1 { " revision" } @else { " revisions" }
-                @if let Some(seconds) = lag.seconds { ", " (duration(seconds)) }
+                @if let Some(seconds) = lag.seconds { small { (duration(seconds)) } }
             },
             _ => "–",
         }

@@ -34,11 +34,13 @@ pub(super) fn past(points: &[Point], runs: &[Run], now: UnixSeconds) -> Markup {
         let seen = runs.iter().filter_map(|run| Some(Sample { time: run.start.0 as f64, value: run.revision? as f64 }));
         revisions.extend(seen);
     }
-    let bytes: Vec<Sample> = points
+    let mut bytes: Vec<Sample> = points
         .iter()
         .filter_map(|point| Some(Sample { time: point.time.0 as f64, value: point.content?.bytes as f64 }))
         .collect();
-    revisions.sort_by(|one, other| one.time.total_cmp(&other.time));
+    for samples in [&mut revisions, &mut bytes] {
+        samples.sort_by(|one, other| one.time.total_cmp(&other.time));
+    }
     let Some(first) = revisions.first().map(|sample| sample.time) else { return html! {} };
     let last = (now.0 as f64).max(revisions.last().map_or(first, |sample| sample.time));
     if revisions.len() < 2 || last - first < 1.0 {
