@@ -86,7 +86,9 @@ fn hostile_names_are_text_and_all_links_work() {
     let mut contents = Vec::new();
     while let Some(address) = todo.pop() {
         let (status, head, body) = curl(&format!("{base}{address}"), &[]);
-        assert_eq!(status, "200", "{address}");
+        // Where one of the links leads there is nothing, but still in the repository.
+        let is_dangling = address.contains("/data%3Atext/");
+        assert_eq!(status, if is_dangling { "404" } else { "200" }, "{address}");
         assert!(head.contains("\r\nx-content-type-options: nosniff"), "{address}: {head}");
         assert!(!head.contains("\r\nset-cookie"), "{head}");
         if address.starts_with("/download/") {

@@ -187,8 +187,14 @@ fn documents_about_the_server_are_made_where_there_are_none() {
     // Of a repository that has no status yet there is nothing to say; of one that does not exist, not even that.
     assert_eq!(server.get(".cvmfs_status.json").text(), "{}\n");
     assert_eq!(get(&server, "/cvmfs/none.example.org/.cvmfs_status.json").status, 404);
-    site.put("../info/v1/repositories.json", b"{\"mine\": 1}");
-    assert_eq!(get(&server, "/cvmfs/info/v1/repositories.json").text(), "{\"mine\": 1}");
+    // A list of earlier days is of no use where there is a configuration; contacts are the administrator's.
+    site.put("../info/v1/repositories.json", b"{\"old\": 1}");
+    site.put("../info/v1/meta.json", b"{\"email\": \"a@example.org\"}");
+    assert_eq!(get(&server, "/cvmfs/info/v1/repositories.json").body, reply.body);
+    assert_eq!(get(&server, "/cvmfs/info/v1/meta.json").text(), "{\"email\": \"a@example.org\"}");
+    let bare = Site::new();
+    bare.put("../info/v1/repositories.json", b"{\"copied\": 1}");
+    assert_eq!(get(&Server::start(&bare), "/cvmfs/info/v1/repositories.json").text(), "{\"copied\": 1}");
 }
 
 #[test]

@@ -221,6 +221,13 @@ async fn file_answer(
     now: SystemTime,
 ) -> Response<ResponseBody> {
     let asked = Instant::now();
+    // A file of earlier days would miss what our own tools have added or removed since.
+    if resource.path == info::REPOSITORIES
+        && shared.states.configuration().is_any()
+        && let Some(response) = instead(request, &resource, shared, asked, now).await
+    {
+        return response;
+    }
     if let (Place::Repository(repository), Kind::Object(id)) = (&resource.place, resource.kind) {
         if let Some(object) = shared.objects.get(repository, &id, asked) {
             let CachedObject { content, facts, .. } = object;

@@ -27,6 +27,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::answer::{ResponseBody, text};
+use super::as_float;
 use super::connection::Shared;
 use super::respond::{self, Caching};
 use super::route::Page;
@@ -173,7 +174,7 @@ fn bytes(size: u64) -> Markup {
 
 fn short_bytes(size: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = size as f64;
+    let mut value = as_float(size);
     let mut unit = 0;
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
