@@ -89,7 +89,8 @@ pub fn preload(
     let stores = [Compression::Zlib, Compression::None].map(|kind| CacheStore::create(directory, kind));
     let [compressed, plain] = stores;
     let (compressed, plain) = (compressed?, plain?);
-    let source = Arc::new(HttpStore::new(options.sources.clone(), options.transfer.http_options(directory.join("txn")))?);
+    let source =
+        Arc::new(HttpStore::new(options.sources.clone(), options.transfer.http_options(directory.join("txn")))?);
     let manifest = source.read(&NamedFile::Manifest.into())?;
     let name = match &options.name {
         Some(name) => name.clone(),
@@ -104,8 +105,7 @@ pub fn preload(
     let keys = load_keys(&options.public_keys)?;
     let trust = Trust { name: &name, keys: &keys, now: options.now };
     let servers = options.sources.len();
-    let documents =
-        Documents::fetch(&source, servers, &MemoryStore::new(), Some(manifest), trust, |_| Ok(()))?;
+    let documents = Documents::fetch(&source, servers, &MemoryStore::new(), Some(manifest), trust, |_| Ok(()))?;
     let manifest = &documents.manifest;
 
     progress.phase("fetching", Unit::Bytes, None);
@@ -130,7 +130,7 @@ pub fn preload(
         if let Some(id) = manifest.metainfo_object().filter(|id| !compressed.has(id).unwrap_or(false)) {
             compressed.put(&id, &source.read(&id.into())?)?;
         }
-        compressed.flush()?;
+        walk.settle()?;
         write_notes(directory, manifest, options.paths.as_deref())?;
     }
     Ok(PreloadOutcome {

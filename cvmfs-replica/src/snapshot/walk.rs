@@ -37,7 +37,7 @@ use crate::select::Selection;
 /// How often progress is shown and cancellation looked for.
 const TICK: Duration = Duration::from_millis(100);
 /// How often what is complete is made durable and entered as proven.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+const SETTLE_INTERVAL: Duration = Duration::from_secs(60);
 /// A catalog may be this much larger than declared, in bytes: declared sizes are wrong at times, and nobody minds.
 const SIZE_SLACK: u64 = 64 << 20;
 
@@ -243,12 +243,17 @@ impl Walk {
 
     /// Stores root catalogs whose trees are complete, in this order.
     pub(crate) fn store_roots(&self, roots: &[ContentHash]) -> Result<()> {
-        let Setting { proven, .. } = &self.shared.setting;
         for &root in roots {
-            proven.add_root(root)?;
+            self.shared.setting.proven.add_root(root)?;
             self.shared.store(root)?;
+            self.shared.state().fresh.push(root);
         }
-        self.shared.flush(roots.to_vec())
+        Ok(())
+    }
+
+    /// Makes everything durable, and enters as proven what is complete.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.shared.settle()
     }
 
     /// Opens a root catalog, which is fetched if it is not here.
@@ -321,7 +326,7 @@ impl Shared {
 
     /// Waits until all trees have ended, showing progress and entering what is proven.
     fn wait_for(&self, roots: &[Root], progress: &dyn Progress) -> Result<()> {
-        let (mut shown, mut flushed) = (self.state().counts.bytes, Instant::now());
+        let (mut shown, mut settled) = (self.state().counts.bytes, Instant::now());
         loop {
             let (is_over, bytes) = {
                 let mut state = self.state();
@@ -338,26 +343,21 @@ impl Shared {
             progress.advance(bytes - shown);
             shown = bytes;
             self.setting.cancel.check()?;
-            if is_over || flushed.elapsed() >= FLUSH_INTERVAL {
-                flushed = Instant::now();
-                let fresh = std::mem::take(&mut self.state().fresh);
-                self.flush(fresh)?;
-            }
             if is_over {
                 return Ok(());
+            }
+            if settled.elapsed() >= SETTLE_INTERVAL {
+                self.settle()?;
+                settled = Instant::now();
             }
         }
     }
 
-    /// Makes durable what is stored, and enters catalogs as proven.
-    fn flush(&self, catalogs: Vec<ContentHash>) -> Result<()> {
-        if catalogs.is_empty() {
-            return Ok(());
-        }
+    /// Makes durable what is stored, and then enters as proven what is complete.
+    fn settle(&self) -> Result<()> {
+        let fresh = std::mem::take(&mut self.state().fresh);
         self.setting.target.store(Compression::Zlib).flush()?;
-        self.setting.proven.insert(&catalogs)?;
-        self.state().complete.extend(catalogs);
-        Ok(())
+        self.setting.proven.insert(&fresh)
     }
 
     /// Does jobs until all is over.
