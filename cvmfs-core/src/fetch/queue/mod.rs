@@ -412,7 +412,8 @@ impl Shared {
 
     /// Fetches an object and hands it to a writer.
     async fn fetch_one(&self, id: ObjectId, rounds: u32) {
-        if let Some(reason) = self.state().gone.clone() {
+        let gone = self.state().gone.clone();
+        if let Some(reason) = gone {
             let what = self.source.describe(&id.into());
             return self.finish(id, Err(Error::Unavailable { what, reason }));
         }
