@@ -34,6 +34,11 @@ use crate::storage::{ReadStore as _, WriteStore};
 const TICK: Duration = Duration::from_millis(50);
 /// Verified objects that may wait for a writer.
 const BACKLOG_MAX: usize = 256;
+/// How many of them a writer takes at a time.
+const BATCH: usize = 16;
+/// How long a writer that has just worked waits before it looks for more. Waking it for every object would cost more
+/// than the writing.
+const WRITER_PAUSE: Duration = Duration::from_micros(500);
 
 /// Choices of an [`ObjectQueue`].
 #[derive(Debug, Clone)]
@@ -138,11 +143,19 @@ struct Shared {
     stop: watch::Sender<bool>,
     /// One permit for each verified object that may wait for a writer.
     backlog: Semaphore,
-    /// Verified objects.
-    arrived: Mutex<Option<VecDeque<Verified>>>,
-    /// Signalled when there is something in `arrived`, or will be nothing any more.
+    arrived: Mutex<Backlog>,
+    /// Signalled when there is something in `arrived` for a writer that sleeps, or when all is to end.
     to_write: Condvar,
     memory: Arc<MemoryInUse>,
+}
+
+/// Verified objects.
+#[derive(Default)]
+struct Backlog {
+    objects: VecDeque<Verified>,
+    sleeping_writers: usize,
+    /// Nothing more is to be written.
+    ended: bool,
 }
 
 /// An object on its way to a writer.
@@ -160,6 +173,8 @@ struct State {
     /// All requested objects without a result.
     open: HashMap<ObjectId, Tokens>,
     results: VecDeque<Fetched>,
+    /// Callers that wait for room, and for a result.
+    waiting_callers: usize,
     /// Nothing more will be requested.
     closed: bool,
     /// Running fetch tasks, and how many of them have nothing to do.
@@ -194,6 +209,7 @@ impl ObjectQueue {
             resting: VecDeque::new(),
             open: HashMap::new(),
             results: VecDeque::new(),
+            waiting_callers: 0,
             closed: false,
             tasks: 0,
             idle: 0,
@@ -211,7 +227,7 @@ impl ObjectQueue {
             work: Notify::new(),
             stop: watch::Sender::new(false),
             backlog: Semaphore::new(BACKLOG_MAX),
-            arrived: Mutex::new(Some(VecDeque::new())),
+            arrived: Mutex::default(),
             to_write: Condvar::new(),
             memory: Arc::new(MemoryInUse::new(options.memory)),
             options,
@@ -239,7 +255,7 @@ impl ObjectQueue {
             return Ok(());
         }
         while state.waiting.len() >= self.shared.options.max_waiting && !self.shared.is_stopped() {
-            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.wait(&self.shared.room, state);
         }
         if self.shared.is_stopped() {
             return Err(Error::Cancelled);
@@ -272,7 +288,7 @@ impl ObjectQueue {
             if state.closed && state.open.is_empty() {
                 return None;
             }
-            state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.wait(&self.shared.finished, state);
         }
     }
 
@@ -313,6 +329,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a caller wait for a signal.
+    fn wait<'a>(&self, signal: &Condvar, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting_callers += 1;
+        let mut state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting_callers -= 1;
+        state
+    }
+
     fn is_stopped(&self) -> bool {
         *self.stop.borrow()
     }
@@ -329,7 +357,10 @@ impl Shared {
         drop(state);
         self.room.notify_all();
         self.finished.notify_all();
-        *self.arrived.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut backlog = self.backlog();
+        backlog.ended = true;
+        backlog.objects.clear();
+        drop(backlog);
         self.to_write.notify_all();
     }
 
@@ -377,8 +408,14 @@ impl Shared {
     async fn fetch_all(self: Arc<Self>) {
         let mut stop = self.stop.subscribe();
         let work = async {
-            while let Some((id, rounds)) = self.next_waiting().await {
-                self.fetch_one(id, rounds).await;
+            while let Some(next) = self.next_waiting().await {
+                match next {
+                    Next::Fetch(id, rounds) => self.fetch_one(id, rounds).await,
+                    Next::Fail(id, reason) => {
+                        let what = self.source.describe(&id.into());
+                        self.finish([(id, Err(Error::Unavailable { what, reason }))]);
+                    }
+                }
             }
         };
         tokio::select! {
@@ -388,7 +425,7 @@ impl Shared {
     }
 
     /// Waits for an object to fetch; `None` if this task is one too many.
-    async fn next_waiting(self: &Arc<Self>) -> Option<(ObjectId, u32)> {
+    async fn next_waiting(self: &Arc<Self>) -> Option<Next> {
         loop {
             {
                 let mut state = self.state();
@@ -396,12 +433,14 @@ impl Shared {
                     state.tasks -= 1;
                     return None;
                 }
-                if let Some(next) = state.waiting.pop_front() {
+                if let Some((id, rounds)) = state.waiting.pop_front() {
                     self.recruit(&mut state);
-                    if state.waiting.len() + 1 == self.options.max_waiting {
+                    // Not for every object: callers fill the queue at once.
+                    if state.waiting_callers > 0 && state.waiting.len() == self.options.max_waiting / 2 {
                         self.room.notify_all();
                     }
-                    return Some(next);
+                    let reason = state.gone.clone();
+                    return Some(reason.map_or(Next::Fetch(id, rounds), |reason| Next::Fail(id, reason)));
                 }
                 state.idle += 1;
             }
@@ -412,11 +451,6 @@ impl Shared {
 
     /// Fetches an object and hands it to a writer.
     async fn fetch_one(&self, id: ObjectId, rounds: u32) {
-        let gone = self.state().gone.clone();
-        if let Some(reason) = gone {
-            let what = self.source.describe(&id.into());
-            return self.finish(id, Err(Error::Unavailable { what, reason }));
-        }
         let mut arrival = Arrival::new(self.destination.as_ref(), &self.memory, self.options.memory_per_object);
         let result = self.source.fetch_object(&id, &mut arrival).await;
         if !self.note_answer(&id, rounds, &result) {
@@ -424,7 +458,7 @@ impl Shared {
         }
         match result {
             Ok(size) => self.hand_over(Verified { id, size, arrived: arrival.into_arrived() }).await,
-            Err(error) => self.finish(id, Err(error)),
+            Err(error) => self.finish([(id, Err(error))]),
         }
     }
 
@@ -464,47 +498,72 @@ impl Shared {
         if let Ok(permit) = self.backlog.acquire().await {
             permit.forget();
         }
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(arrived) = arrived.as_mut() {
-            arrived.push_back(verified);
+        let mut backlog = self.backlog();
+        if backlog.ended {
+            return;
         }
-        drop(arrived);
-        self.to_write.notify_one();
+        backlog.objects.push_back(verified);
+        let wake = backlog.sleeping_writers > 0;
+        drop(backlog);
+        if wake {
+            self.to_write.notify_one();
+        }
     }
 
-    /// Writes one verified object after the other to the storage, until everything ends.
+    /// Writes verified objects to the storage, until everything ends.
     fn write(&self) {
-        loop {
-            let verified = {
-                let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut arrived = self
-                    .to_write
-                    .wait_while(arrived, |arrived| arrived.as_ref().is_some_and(VecDeque::is_empty))
-                    .unwrap_or_else(PoisonError::into_inner);
-                let Some(verified) = arrived.as_mut().and_then(VecDeque::pop_front) else { return };
-                verified
-            };
-            let Verified { id, size, arrived } = verified;
-            let result = arrived.put(self.destination.as_ref(), &id);
-            self.backlog.add_permits(1);
-            self.finish(id, result.map(|_| size));
+        let mut batch = Vec::new();
+        let mut results = Vec::new();
+        while self.take_batch(&mut batch) {
+            let more_waits = batch.len() == BATCH;
+            for Verified { id, size, arrived } in batch.drain(..) {
+                results.push((id, arrived.put(self.destination.as_ref(), &id).map(|_| size)));
+                self.backlog.add_permits(1);
+            }
+            self.finish(results.drain(..));
+            if !more_waits {
+                std::thread::sleep(WRITER_PAUSE);
+            }
         }
     }
 
-    /// Delivers the result of an object to all who asked.
-    fn finish(&self, id: ObjectId, result: Result<u64>) {
-        let mut state = self.state();
-        let Some(tokens) = state.open.remove(&id) else { return };
-        let more: Vec<_> = tokens
-            .more
-            .iter()
-            .map(|&token| Fetched { id, token, result: result.as_ref().map(|_| 0).map_err(Error::repeated) })
-            .collect();
-        state.results.push_back(Fetched { id, token: tokens.first, result });
-        state.results.extend(more);
-        drop(state);
-        self.finished.notify_all();
+    /// Waits for objects to write; false when there will be none.
+    fn take_batch(&self, batch: &mut Vec<Verified>) -> bool {
+        let mut backlog = self.backlog();
+        while backlog.objects.is_empty() && !backlog.ended {
+            backlog.sleeping_writers += 1;
+            backlog = self.to_write.wait(backlog).unwrap_or_else(PoisonError::into_inner);
+            backlog.sleeping_writers -= 1;
+        }
+        let count = backlog.objects.len().min(BATCH);
+        batch.extend(backlog.objects.drain(..count));
+        !backlog.ended
     }
+
+    /// Delivers the results of objects to all who asked.
+    fn finish(&self, finished: impl IntoIterator<Item = (ObjectId, Result<u64>)>) {
+        let mut state = self.state();
+        for (id, result) in finished {
+            let Some(tokens) = state.open.remove(&id) else { continue };
+            for token in tokens.more {
+                let result = result.as_ref().map(|_| 0).map_err(Error::repeated);
+                state.results.push_back(Fetched { id, token, result });
+            }
+            state.results.push_back(Fetched { id, token: tokens.first, result });
+        }
+        let wake = state.waiting_callers > 0;
+        drop(state);
+        if wake {
+            self.finished.notify_all();
+        }
+    }
+}
+
+/// What a fetch task is to do.
+enum Next {
+    Fetch(ObjectId, u32),
+    /// Nothing but to say why.
+    Fail(ObjectId, String),
 }
 
 impl Tokens {
