@@ -68,14 +68,14 @@ impl Database {
 
     /// Fetches a zlib-compressed database object into a scratch file that may be changed.
     pub(crate) fn fetch(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<Self> {
-        let database = Self::open_scratch(fetch_file(store, id, scratch)?, describe(store, id))?;
+        let database = Self::open_scratch(fetch_file(store, id, scratch, u64::MAX)?, describe(store, id))?;
         database.batch("BEGIN;")?;
         Ok(database)
     }
 
-    /// Fetches a zlib-compressed database object to be read only.
-    pub(crate) fn fetch_read_only(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<Self> {
-        let path = fetch_file(store, id, scratch)?;
+    /// Fetches a zlib-compressed database object of at most `limit` plain bytes to be read only.
+    pub(crate) fn fetch_read_only(store: &dyn ReadStore, id: &ObjectId, scratch: &Path, limit: u64) -> Result<Self> {
+        let path = fetch_file(store, id, scratch, limit)?;
         let database = Self {
             connection: open_read_only(&path, &describe(store, id))?,
             path: Location::Temporary(path),
@@ -229,14 +229,22 @@ fn describe(store: &dyn ReadStore, id: &ObjectId) -> String {
 }
 
 /// Downloads, verifies and inflates an object into a scratch file.
-fn fetch_file(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<TempPath> {
+///
+/// # Errors
+/// Also `Malformed` if it has more than `limit` plain bytes.
+fn fetch_file(store: &dyn ReadStore, id: &ObjectId, scratch: &Path, limit: u64) -> Result<TempPath> {
     let mut reader = object::open(store, id, Compression::Zlib)?;
+    let mut plain_size = 0;
     let mut file = tempfile::Builder::new().prefix("cvmfs-db-").tempfile_in(scratch).at(scratch)?;
     let mut block = vec![0; 64 * 1024];
     loop {
         let size = reader.read(&mut block).map_err(|error| object::read_error(&describe(store, id), error))?;
         if size == 0 {
             break;
+        }
+        plain_size += size as u64;
+        if plain_size > limit {
+            return Err(Error::malformed(describe(store, id), format!("larger than {limit} bytes when inflated")));
         }
         std::io::Write::write_all(&mut file, &block[..size]).at(file.path())?;
     }

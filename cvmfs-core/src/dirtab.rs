@@ -84,6 +84,36 @@ impl Dirtab {
     }
 }
 
+/// A selection of the tree in the same syntax, for partial replicas.
+///
+/// A positive rule selects what is on the way to the paths that it matches, those paths, and all below them. A negative
+/// rule takes out the paths that it matches and all below them.
+///
+/// Source: `cvmfs/path_filters/relaxed_path_filter.cc`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PathFilter(Dirtab);
+
+impl PathFilter {
+    /// Parses the text.
+    ///
+    /// # Errors
+    /// Those of [`Dirtab::parse`].
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        Dirtab::parse(text).map(Self)
+    }
+
+    /// Whether the tree at this path is selected.
+    pub fn matches(&self, path: &RepoPath) -> bool {
+        let mut around = path.ancestors();
+        around.push(path.clone());
+        let depth = path.components().count();
+        let is_on_the_way = |rule: &Vec<Pattern>| rule.len() >= depth && rule_matches(&rule[..depth], path);
+        let is_below = |rule: &Vec<Pattern>| around.iter().any(|path| rule_matches(rule, path));
+        self.0.positive.iter().any(|rule| is_on_the_way(rule) || is_below(rule))
+            && !around.iter().any(|path| !path.is_root() && self.0.excludes(path))
+    }
+}
+
 fn rule_matches(rule: &[Pattern], path: &RepoPath) -> bool {
     rule.len() == path.components().count()
         && rule.iter().zip(path.components()).all(|(pattern, name)| pattern.matches(name))
@@ -125,6 +155,30 @@ mod tests {
         for rules in ["relative/path", "/a\\b", "/a\\", "/a\n!/a", "! /a/\n/a"] {
             assert!(Dirtab::parse(rules.as_bytes()).is_err(), "{rules:?}");
         }
+    }
+
+    /// The cases of the reference's own description: on the way, at, below, beside, taken out.
+    #[test]
+    fn a_filter_selects_the_way_and_all_below() {
+        let filter = PathFilter::parse(b"/a/b/c\n/x/*/z\n! /a/b/c/no\n!*/tmp").unwrap();
+        for (path, expected) in [
+            ("/a", true),
+            ("/a/b", true),
+            ("/a/b/c", true),
+            ("/a/b/c/d/e", true),
+            ("/a/b/d", false),
+            ("/b", false),
+            ("/x/1", true),
+            ("/x/1/z/deep", true),
+            ("/x/1/y", false),
+            ("/a/b/c/no", false),
+            ("/a/b/c/no/deep", false),
+            ("/a/b/c/nowhere", true),
+            ("/a/b/c/tmp/x", false),
+        ] {
+            assert_eq!(filter.matches(&path.parse().unwrap()), expected, "{path}");
+        }
+        assert!(!PathFilter::parse(b"").unwrap().matches(&"/a".parse().unwrap()));
     }
 
     #[test]

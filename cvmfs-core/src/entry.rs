@@ -342,6 +342,18 @@ impl RawKind<'_> {
             .ok_or_else(|| Error::malformed("flags", format!("unknown hash algorithm in {:#x}", self.flags)))
     }
 
+    /// How the flags say that the content is stored.
+    ///
+    /// # Errors
+    /// `Malformed` for a number that no client knows.
+    pub fn compression(&self) -> Result<Compression> {
+        match self.flags >> flag::COMPRESSION_SHIFT & 7 {
+            0 => Ok(Compression::Zlib),
+            1 => Ok(Compression::None),
+            _ => Err(Error::malformed("flags", format!("unknown compression in {:#x}", self.flags))),
+        }
+    }
+
     /// Makes sense of the columns; `chunks` are the rows of `chunks` of a chunked file.
     ///
     /// # Errors
@@ -369,11 +381,7 @@ impl RawKind<'_> {
             type_bits::BLOCK => Ok(EntryKind::Special(Special::BlockDevice(self.size))),
             type_bits::FILE => {
                 let algorithm = self.algorithm()?;
-                let compression = match self.flags >> flag::COMPRESSION_SHIFT & 7 {
-                    0 => Compression::Zlib,
-                    1 => Compression::None,
-                    _ => return contradiction("unknown compression"),
-                };
+                let compression = self.compression()?;
                 let hash = match self.hash {
                     [] => None,
                     digest => Some(ContentHash::from_digest(algorithm, digest)?),

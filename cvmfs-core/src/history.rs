@@ -171,7 +171,7 @@ impl History {
     /// Fetches a history object for reading.
     pub fn fetch(store: &dyn ReadStore, hash: ContentHash, scratch: &Path) -> Result<Self> {
         let id = ObjectId::new(hash, ObjectKind::History);
-        Ok(Self { database: Database::fetch_read_only(store, &id, scratch)? })
+        Ok(Self { database: Database::fetch_read_only(store, &id, scratch, u64::MAX)? })
     }
 
     /// Fetches a history object for editing and brings its schema to the newest revision.

@@ -31,6 +31,7 @@
 pub mod clock;
 pub mod error;
 pub mod hash;
+pub mod lock;
 pub mod path;
 pub mod progress;
 mod unique;

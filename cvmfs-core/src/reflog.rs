@@ -5,13 +5,15 @@
 //!
 //! Source: `cvmfs/reflog.cc`, `cvmfs/reflog_sql.cc`.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::clock::UnixSeconds;
 use crate::database::Database;
-use crate::error::{Error, Result};
-use crate::hash::{ContentHash, ObjectId, ObjectKind};
+use crate::error::{Error, IoContext as _, Result};
+use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::path::RepositoryName;
+use crate::storage::{NamedFile, WriteStore};
 
 const TABLES: &str = "
 CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
@@ -90,10 +92,114 @@ impl Reflog {
     }
 }
 
+/// The reflog in a storage, with its checksum in the spool directory.
+///
+/// The intended checksum is noted beside that of the reflog in place, so that a crash between the two writes leaves
+/// a reflog that matches one of them. The reflog in place may be that of a run that died there: its checksum is
+/// noted, too, before the note that it matches is replaced.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredReflog<'a> {
+    /// Where the reflog is.
+    pub store: &'a dyn WriteStore,
+    /// Where its checksum is, and working files.
+    pub spool: &'a Path,
+    /// The repository.
+    pub name: &'a RepositoryName,
+}
+
+impl StoredReflog<'_> {
+    /// Adds objects and returns the new checksum.
+    ///
+    /// A reflog with the checksum `expected` is believed as well as one that the spool directory knows.
+    ///
+    /// # Errors
+    /// `HashMismatch` if the reflog matches no checksum, `NotFound` if it should be there and is not.
+    pub fn add(
+        &self,
+        expected: Option<ContentHash>,
+        algorithm: Algorithm,
+        now: UnixSeconds,
+        objects: &[ObjectId],
+    ) -> Result<ContentHash> {
+        let (mut reflog, in_place) = self.open(expected)?;
+        for id in objects {
+            reflog.add(id, now)?;
+        }
+        let bytes = reflog.into_bytes()?;
+        let checksum = algorithm.hash(&bytes);
+        let (current, intended) = self.checksum_files();
+        if let Some(in_place) = in_place.filter(|in_place| read_checksum(&current) != Some(*in_place)) {
+            write_checksum(&current, in_place)?;
+        }
+        write_checksum(&intended, checksum)?;
+        self.store.write(NamedFile::Reflog, &bytes)?;
+        fs::rename(&intended, &current).at(&current)?;
+        Ok(checksum)
+    }
+
+    /// Notes the checksum of a reflog whose own note is lost; `false` if there is no reflog.
+    pub fn adopt(&self, algorithm: Algorithm) -> Result<bool> {
+        let bytes = match self.store.read(&NamedFile::Reflog.into()) {
+            Err(error) if error.is_not_found() => return Ok(false),
+            result => result?,
+        };
+        Reflog::open(&bytes, self.name, &self.scratch()?)?;
+        write_checksum(&self.checksum_files().0, algorithm.hash(&bytes))?;
+        Ok(true)
+    }
+
+    /// Opens the reflog if it is the one that we or the reference wrote last, and tells its checksum; makes one if there
+    /// is none and should be none.
+    fn open(&self, expected: Option<ContentHash>) -> Result<(Reflog, Option<ContentHash>)> {
+        let (current, intended) = self.checksum_files();
+        let mut accepted: Vec<ContentHash> =
+            [current, intended].iter().filter_map(|file| read_checksum(file)).collect();
+        accepted.extend(expected);
+        let key = NamedFile::Reflog.into();
+        match self.store.read(&key) {
+            Ok(bytes) => {
+                let matches = |checksum: &&ContentHash| checksum.algorithm().hash(&bytes) == **checksum;
+                if let Some(checksum) = accepted.iter().find(matches) {
+                    return Ok((Reflog::open(&bytes, self.name, &self.scratch()?)?, Some(*checksum)));
+                }
+                let expected = accepted.first().map_or_else(|| "a checksum file".into(), ToString::to_string);
+                let actual = accepted.first().map_or(Algorithm::Sha1, ContentHash::algorithm).hash(&bytes).to_string();
+                Err(Error::HashMismatch { what: format!("reflog {}", self.store.describe(&key)), expected, actual })
+            }
+            // A repository from before reflogs, or a new one.
+            Err(error) if error.is_not_found() && accepted.is_empty() => {
+                Ok((Reflog::create(self.name, &self.scratch()?)?, None))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The noted checksum of the reflog in place, and that of one that is about to replace it.
+    pub(crate) fn checksum_files(&self) -> (PathBuf, PathBuf) {
+        (self.spool.join("reflog.chksum"), self.spool.join("reflog.chksum.new"))
+    }
+
+    fn scratch(&self) -> Result<PathBuf> {
+        let directory = self.spool.join("tmp");
+        fs::create_dir_all(&directory).at(&directory)?;
+        Ok(directory)
+    }
+}
+
+/// Replaces the file as a whole: half a checksum would be no checksum.
+fn write_checksum(file: &Path, checksum: ContentHash) -> Result<()> {
+    let half = file.with_extension("half");
+    fs::write(&half, checksum.to_string()).at(&half)?;
+    fs::rename(&half, file).at(file)
+}
+
+fn read_checksum(file: &Path) -> Option<ContentHash> {
+    fs::read_to_string(file).ok()?.lines().next()?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::Algorithm;
 
     #[test]
     fn reads_back_what_was_added() {

@@ -99,16 +99,19 @@ impl ServerRoot {
     }
 }
 
-/// Variables of a configuration file.
+/// Variables of configuration files.
 #[derive(Debug, Clone, Default)]
-struct Variables {
+pub struct Variables {
     file: PathBuf,
     values: BTreeMap<String, String>,
 }
 
 impl Variables {
     /// Reads `KEY=value` lines; values may be quoted, lines may be comments or begin with `export`.
-    fn load(file: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file.
+    pub fn load(file: &Path) -> Result<Self> {
         let text = match fs::read_to_string(file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::not_found(format!("configuration file {}", file.display())));
@@ -125,17 +128,52 @@ impl Variables {
         Ok(Self { file: file.to_owned(), values })
     }
 
-    fn get(&self, key: &str) -> Option<&str> {
+    /// Adds the variables of another file, which win over those of this one.
+    pub fn extend(&mut self, other: Self) {
+        self.values.extend(other.values);
+    }
+
+    /// The value of a variable; `None` if it is not set, or empty.
+    pub fn get(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+    /// The value of a variable as a number or other parsable value.
+    ///
+    /// # Errors
+    /// `InvalidInput` naming file and variable.
+    pub fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
         let parse = |text: &str| text.parse().map_err(|_| self.invalid(key, text));
         self.get(key).map(parse).transpose()
     }
 
-    fn flag(&self, key: &str, default: bool) -> bool {
+    /// Whether a variable is switched on.
+    pub fn flag(&self, key: &str, default: bool) -> bool {
         self.get(key).map_or(default, |value| matches!(value, "true" | "yes" | "on" | "1"))
+    }
+
+    /// The days of an age such as `4 weeks ago`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the value is not of that form.
+    pub fn days_ago(&self, key: &str) -> Result<Option<u32>> {
+        let days = |text: &str| parse_timespan(text).ok_or_else(|| self.invalid(key, text));
+        self.get(key).map(days).transpose()
+    }
+
+    /// The directory of the local storage that `CVMFS_UPSTREAM_STORAGE` defines; `None` if it is not set.
+    ///
+    /// # Errors
+    /// `Unsupported` for other kinds of storage.
+    pub fn local_storage(&self) -> Result<Option<PathBuf>> {
+        let key = "CVMFS_UPSTREAM_STORAGE";
+        let Some(definition) = self.get(key) else { return Ok(None) };
+        // `local,<directory for temporary files>,<directory>`
+        match definition.split(',').collect::<Vec<_>>()[..] {
+            ["local", _, directory] => Ok(Some(directory.into())),
+            [kind, _, _] => Err(Error::Unsupported { what: format!("storage of type {kind:?}") }),
+            _ => Err(self.invalid(key, definition)),
+        }
     }
 
     fn invalid(&self, key: &str, value: &str) -> Error {
@@ -299,15 +337,13 @@ impl RepositoryConfig {
             file_size_limit: limit("CVMFS_FILE_MBYTE_LIMIT", 1 << 20, default.nesting.file_size_limit)?,
             enforce_limits: variables.flag("CVMFS_ENFORCE_LIMITS", false),
         };
-        let timespan = variables.get("CVMFS_AUTO_TAG_TIMESPAN");
-        let days = |text: &str| parse_timespan(text).ok_or_else(|| variables.invalid("CVMFS_AUTO_TAG_TIMESPAN", text));
         let spool = variables.get("CVMFS_SPOOL_DIR").map_or(default.spool.clone(), PathBuf::from);
         Ok(Self {
             name: name.clone(),
             statistics: variables.get("CVMFS_STATISTICS_DB").map_or(spool.join("stats.db"), PathBuf::from),
             statistics_days: variables.parse("CVMFS_STATS_DB_DAYS_TO_KEEP")?.unwrap_or(default.statistics_days),
             notification_server: variables.parse("CVMFS_NOTIFICATION_SERVER")?,
-            storage: storage_directory(&variables, &default)?,
+            storage: variables.local_storage()?.unwrap_or(default.storage),
             spool,
             owner: variables.get("CVMFS_USER").map_or(default.owner, str::to_owned),
             algorithm: variables.parse("CVMFS_HASH_ALGORITHM")?.unwrap_or_default(),
@@ -316,24 +352,13 @@ impl RepositoryConfig {
             garbage_collectable: variables.flag("CVMFS_GARBAGE_COLLECTION", false),
             shortcuts: variables.flag("CVMFS_CATALOG_ALT_PATHS", false),
             auto_tag: variables.flag("CVMFS_AUTO_TAG", true),
-            auto_tag_days: timespan.map(days).transpose()?,
+            auto_tag_days: variables.days_ago("CVMFS_AUTO_TAG_TIMESPAN")?,
             ttl: variables.parse("CVMFS_REPOSITORY_TTL")?,
             external: variables.flag("CVMFS_EXTERNAL_DATA", false),
             mtime_nanoseconds: variables.flag("CVMFS_ENABLE_MTIME_NS", true),
             xattrs: variables.flag("CVMFS_INCLUDE_XATTRS", true),
             nesting,
         })
-    }
-}
-
-/// The directory of a `local,temporary,directory` storage definition.
-fn storage_directory(variables: &Variables, default: &RepositoryConfig) -> Result<PathBuf> {
-    let key = "CVMFS_UPSTREAM_STORAGE";
-    let Some(definition) = variables.get(key) else { return Ok(default.storage.clone()) };
-    match definition.split(',').collect::<Vec<_>>()[..] {
-        ["local", _, directory] => Ok(directory.into()),
-        [kind, _, _] => Err(Error::Unsupported { what: format!("storage of type {kind:?}") }),
-        _ => Err(variables.invalid(key, definition)),
     }
 }
 

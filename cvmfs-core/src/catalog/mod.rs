@@ -7,6 +7,7 @@
 //! Source: `cvmfs/catalog_sql.h`, `cvmfs/catalog.h`.
 
 mod moving;
+mod objects;
 mod schema;
 mod statistics;
 mod writable;
@@ -23,6 +24,7 @@ use crate::storage::ReadStore;
 use crate::xattr::Xattrs;
 use schema::Shape;
 
+pub use objects::NeededObject;
 pub use statistics::{Counters, Statistics};
 pub use writable::{Finish, FinishedCatalog, WritableCatalog};
 
@@ -83,7 +85,15 @@ impl Catalog {
     /// # Errors
     /// Those of the store; `HashMismatch`; `Malformed` and `Unsupported` for what is no catalog that we can read.
     pub fn fetch(store: &dyn ReadStore, hash: ContentHash, scratch: &Path) -> Result<Self> {
-        Self::new(Database::fetch_read_only(store, &ObjectId::catalog(hash), scratch)?)
+        Self::fetch_limited(store, hash, scratch, u64::MAX)
+    }
+
+    /// Like [`fetch`](Self::fetch), for a catalog of at most `limit` uncompressed bytes.
+    ///
+    /// # Errors
+    /// Also `Malformed` if it is larger.
+    pub fn fetch_limited(store: &dyn ReadStore, hash: ContentHash, scratch: &Path, limit: u64) -> Result<Self> {
+        Self::new(Database::fetch_read_only(store, &ObjectId::catalog(hash), scratch, limit)?)
     }
 
     /// Opens an uncompressed catalog file.

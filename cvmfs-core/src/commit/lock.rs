@@ -1,28 +1,17 @@
 //! One publisher at a time: the reference's lock file.
-//!
-//! Source: `cvmfs/server/cvmfs_server_util.sh`, `cvmfs/util/posix.cc` (`flock` on a file that is unlinked on release).
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{Error, Result};
+use crate::lock::FileLock;
 use crate::progress::Cancel;
-
-/// How often a taken lock is tried again.
-pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// The exclusive right to change the head of a repository on this machine; given back when dropped.
 #[derive(Debug)]
 #[must_use = "dropping the lock gives it back"]
 pub struct PublishLock {
-    _file: File,
-    path: PathBuf,
+    _lock: FileLock,
 }
 
 impl PublishLock {
@@ -33,38 +22,11 @@ impl PublishLock {
     /// would overwrite ours.
     pub fn acquire(spool: &Path, patience: Duration, cancel: &Cancel) -> Result<Self> {
         let path = spool.join("is_publishing.lock");
-        let deadline = Instant::now() + patience;
-        loop {
-            cancel.check()?;
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at(&path)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // The holder before us may have unlinked the file that we just locked.
-                Ok(()) if is_same_file(&file, &path)? => {
-                    let lock = Self { _file: file, path };
-                    refuse_foreign_transaction(spool)?;
-                    return Ok(lock);
-                }
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(POLL),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::conflict(path.display().to_string(), "another process is publishing"));
-                }
-                Err(error) => return Err(Error::io(path, error.into())),
-            }
-        }
+        let lock = FileLock::acquire(&path, patience, cancel)?
+            .ok_or_else(|| Error::conflict(path.display().to_string(), "another process is publishing"))?;
+        refuse_foreign_transaction(spool)?;
+        Ok(Self { _lock: lock })
     }
-}
-
-impl Drop for PublishLock {
-    fn drop(&mut self) {
-        // Unlinked while still held, so that nobody locks a file that is about to go.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn is_same_file(file: &File, path: &Path) -> Result<bool> {
-    let held = file.metadata().at(path)?;
-    Ok(fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())))
 }
 
 fn refuse_foreign_transaction(spool: &Path) -> Result<()> {
@@ -78,6 +40,8 @@ fn refuse_foreign_transaction(spool: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, thread};
+
     use super::*;
 
     #[test]

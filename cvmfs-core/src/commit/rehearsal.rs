@@ -39,7 +39,7 @@ impl Rehearsal {
         rehearsal.publisher.config.spool.clone_from(&spool);
         let upper = LocalStore::create(rehearsal.directory.join("storage"))?;
         rehearsal.publisher.store = Arc::new(LayeredStore::new(upper, publisher.read_store()));
-        let (current, intended) = publisher.checksum_files();
+        let (current, intended) = publisher.reflog().checksum_files();
         for file in [current, intended] {
             copy_if_there(&file, &spool)?;
         }

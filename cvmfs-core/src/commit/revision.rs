@@ -1,18 +1,15 @@
 //! The last steps of every change: tags, reflog, signature, and the swap of the manifest.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use super::Publisher;
 use super::finish::{StoredCatalog, store_database};
 use crate::clock::UnixSeconds;
 use crate::compression::{self, Compressor, Effort};
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::Result;
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, Tag};
 use crate::manifest::{DEFAULT_TTL, Manifest};
 use crate::notice;
-use crate::reflog::Reflog;
+use crate::reflog::StoredReflog;
 use crate::storage::{NamedFile, WriteStore};
 
 /// A root catalog in the storage that is, or is about to become, the head.
@@ -129,10 +126,6 @@ impl Publisher {
     }
 
     /// Adds objects to the reflog and returns its new checksum.
-    ///
-    /// The intended checksum is noted beside that of the reflog in place, so that a crash between the two writes leaves
-    /// a reflog that matches one of them. The reflog in place may be that of a run that died there: its checksum is
-    /// noted, too, before the note that it matches is replaced.
     pub(super) fn add_to_reflog(
         &self,
         head: Option<&Manifest>,
@@ -140,65 +133,13 @@ impl Publisher {
         now: UnixSeconds,
         objects: &[ObjectId],
     ) -> Result<ContentHash> {
-        let (mut reflog, in_place) = self.open_reflog(head)?;
-        for id in objects {
-            reflog.add(id, now)?;
-        }
-        let bytes = reflog.into_bytes()?;
-        let checksum = algorithm.hash(&bytes);
-        let (current, intended) = self.checksum_files();
-        if let Some(in_place) = in_place.filter(|in_place| read_checksum(&current) != Some(*in_place)) {
-            write_checksum(&current, in_place)?;
-        }
-        write_checksum(&intended, checksum)?;
-        self.store.write(NamedFile::Reflog, &bytes)?;
-        fs::rename(&intended, &current).at(&current)?;
-        Ok(checksum)
+        self.reflog().add(head.and_then(|head| head.reflog_checksum), algorithm, now, objects)
     }
 
-    /// Opens the reflog if it is the one that we or the reference wrote last, and tells its checksum; makes one if there
-    /// is none and should be none.
-    ///
-    /// # Errors
-    /// `HashMismatch` if it matches no checksum, `NotFound` if it should be there and is not.
-    fn open_reflog(&self, head: Option<&Manifest>) -> Result<(Reflog, Option<ContentHash>)> {
-        let (current, intended) = self.checksum_files();
-        let mut accepted: Vec<ContentHash> =
-            [current, intended].iter().filter_map(|file| read_checksum(file)).collect();
-        accepted.extend(head.and_then(|head| head.reflog_checksum));
-        let key = NamedFile::Reflog.into();
-        match self.store.read(&key) {
-            Ok(bytes) => {
-                let matches = |checksum: &&ContentHash| checksum.algorithm().hash(&bytes) == **checksum;
-                if let Some(checksum) = accepted.iter().find(matches) {
-                    return Ok((Reflog::open(&bytes, &self.config.name, &self.scratch()?)?, Some(*checksum)));
-                }
-                let expected = accepted.first().map_or_else(|| "a checksum file".into(), ToString::to_string);
-                let actual = accepted.first().map_or(Algorithm::Sha1, ContentHash::algorithm).hash(&bytes).to_string();
-                Err(Error::HashMismatch { what: format!("reflog {}", self.store.describe(&key)), expected, actual })
-            }
-            // A repository from before reflogs, or a new one.
-            Err(error) if error.is_not_found() && accepted.is_empty() => {
-                Ok((Reflog::create(&self.config.name, &self.scratch()?)?, None))
-            }
-            Err(error) => Err(error),
-        }
+    /// The reflog in the storage.
+    pub(super) fn reflog(&self) -> StoredReflog<'_> {
+        StoredReflog { store: &*self.store, spool: &self.config.spool, name: &self.config.name }
     }
-
-    pub(super) fn checksum_files(&self) -> (PathBuf, PathBuf) {
-        (self.config.spool.join("reflog.chksum"), self.config.spool.join("reflog.chksum.new"))
-    }
-}
-
-/// Replaces the file as a whole: half a checksum would be no checksum.
-fn write_checksum(file: &Path, checksum: ContentHash) -> Result<()> {
-    let half = file.with_extension("half");
-    fs::write(&half, checksum.to_string()).at(&half)?;
-    fs::rename(&half, file).at(file)
-}
-
-fn read_checksum(file: &Path) -> Option<ContentHash> {
-    fs::read_to_string(file).ok()?.lines().next()?.trim().parse().ok()
 }
 
 /// Stores an object that must have exactly the bytes of stock zlib.

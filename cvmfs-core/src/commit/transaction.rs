@@ -19,11 +19,11 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::lock::POLL;
 use super::{Options, Outcome, Publisher, Rehearsal};
 use crate::changeset::ChangeSet;
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
+use crate::lock::POLL;
 use crate::progress::{Cancel, Progress, Silent};
 use crate::unique::unique_name;
 

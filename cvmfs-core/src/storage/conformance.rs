@@ -55,6 +55,12 @@ pub fn write_store(store: &dyn WriteStore) {
     again.write_all(&large).unwrap();
     assert_eq!(again.finish(&staged_id).unwrap(), Put::Present);
 
+    // What is discarded is gone, and may be put again.
+    store.discard(&staged_id).unwrap();
+    store.discard(&staged_id).unwrap();
+    assert_eq!(store.size(&staged_id.into()).unwrap(), None);
+    assert_eq!(store.put(&staged_id, &large).unwrap(), Put::New);
+
     // Named files are replaced, and what is being read stays whole.
     store.write(NamedFile::Manifest, b"one").unwrap();
     let mut reader = store.open(&NamedFile::Manifest.into()).unwrap();

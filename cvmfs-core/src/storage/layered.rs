@@ -78,6 +78,11 @@ impl<U: WriteStore> WriteStore for LayeredStore<U> {
         Ok(Box::new(Staged { upper: self.upper.stage()?, lower: Arc::clone(&self.lower), size: 0 }))
     }
 
+    /// An object of the lower store stays.
+    fn discard(&self, id: &ObjectId) -> Result<()> {
+        self.upper.discard(id)
+    }
+
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
         self.upper.write(file, bytes)?;
         self.removed.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);

@@ -78,6 +78,13 @@ impl Directory {
         }
     }
 
+    fn unlink(&self, name: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.file, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.error(name, error)),
+        }
+    }
+
     fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         rustix::fs::renameat(&self.file, from, &self.file, to)
     }
@@ -169,6 +176,10 @@ impl WriteStore for LocalStore {
         Ok(Box::new(self.temporary()?))
     }
 
+    fn discard(&self, id: &ObjectId) -> Result<()> {
+        self.0.unlink(&Key::Object(*id).to_string())
+    }
+
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
         let mut temporary = self.temporary()?;
         temporary.write_all(bytes).and_then(|()| temporary.file.sync_all()).at(temporary.path())?;
@@ -177,10 +188,7 @@ impl WriteStore for LocalStore {
     }
 
     fn remove(&self, file: NamedFile) -> Result<()> {
-        match rustix::fs::unlinkat(&self.0.file, file.name(), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(self.0.error(file.name(), error)),
-        }
+        self.0.unlink(file.name())
     }
 
     fn put_shortcut(&self, id: &ObjectId) -> Result<()> {

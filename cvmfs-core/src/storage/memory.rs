@@ -80,6 +80,11 @@ impl WriteStore for MemoryStore {
         Ok(Box::new(Staged { store: self.clone(), bytes: Vec::new() }))
     }
 
+    fn discard(&self, id: &ObjectId) -> Result<()> {
+        self.files().remove(&Key::Object(*id));
+        Ok(())
+    }
+
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
         self.files().insert(Key::Named(file), bytes.into());
         Ok(())

@@ -159,6 +159,9 @@ pub trait WriteStore: ReadStore {
     /// Begins an object whose name is not known yet; dropping the value forgets it.
     fn stage(&self) -> Result<Box<dyn StagedObject>>;
 
+    /// Removes an object that was found to be damaged, so that it can be put again; fine if it does not exist.
+    fn discard(&self, id: &ObjectId) -> Result<()>;
+
     /// Replaces a named file atomically and durably.
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()>;
 

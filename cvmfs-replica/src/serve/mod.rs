@@ -24,15 +24,19 @@
 
 mod access;
 mod answer;
+mod api;
+mod cache;
 mod connection;
+mod direct;
 mod file;
 mod listener;
+mod metrics;
 mod repositories;
 mod respond;
 mod route;
+mod workers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cvmfs_core::error::{Error, Result};
@@ -43,8 +47,11 @@ use tokio::task::JoinSet;
 pub use listener::{listen, raise_open_file_limit};
 pub use repositories::Repositories;
 
+use cache::ObjectCache;
 use connection::Shared;
 use listener::Accepted;
+use metrics::Metrics;
+use workers::Workers;
 
 /// Limits and habits of the server.
 #[derive(Debug, Clone)]
@@ -64,6 +71,10 @@ pub struct ServeOptions {
     pub max_uri_length: usize,
     /// Longest request head in bytes, first line included; what is longer gets a 431.
     pub max_header_size: usize,
+    /// Threads that answer requests; 0 for one a processor.
+    pub threads: usize,
+    /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
+    pub object_cache_size: u64,
     /// Whether every response is an event with the target `access`, at level `INFO`.
     pub access_log: bool,
 }
@@ -77,6 +88,8 @@ impl Default for ServeOptions {
             shutdown_grace: Duration::from_secs(30),
             max_uri_length: 4096,
             max_header_size: 16 * 1024,
+            threads: 0,
+            object_cache_size: 128 << 20,
             access_log: false,
         }
     }
@@ -123,10 +136,17 @@ pub async fn serve(
     }
     let (stop, stopping) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { repositories: Arc::new(repositories), options, requests: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        repositories: Arc::new(repositories),
+        objects: ObjectCache::new(options.object_cache_size),
+        metrics: Metrics::default(),
+        options,
+    });
+    let workers = Arc::new(Workers::start(shared.options.threads)?);
     let mut running = JoinSet::new();
     for listener in listeners {
-        running.spawn(listener::run(listener, Arc::clone(&slots), Arc::clone(&shared), stopping.clone()));
+        let (slots, shared) = (Arc::clone(&slots), Arc::clone(&shared));
+        running.spawn(listener::run(listener, slots, shared, Arc::clone(&workers), stopping.clone()));
     }
     shutdown.await;
     stop.send_replace(true);
@@ -139,6 +159,6 @@ pub async fn serve(
         outcome.connections += accepted.connections;
         outcome.aborted += accepted.aborted;
     }
-    outcome.requests = shared.requests.load(Ordering::Relaxed);
+    outcome.requests = shared.metrics.requests();
     Ok(outcome)
 }

@@ -1,0 +1,281 @@
+//! Replicas of this server: their configuration, as the reference writes it, and how they come and go.
+//!
+//! ```text
+//! etc/cvmfs/server.local                              for all repositories, optional
+//! etc/cvmfs/repositories.d/<alias>/server.conf        what and where
+//! etc/cvmfs/repositories.d/<alias>/replica.conf       how to fetch; makes it a replica
+//! ```
+//!
+//! The *alias* names configuration, storage and URL; it is the name of the repository unless somebody chose another one.
+
+mod add;
+mod import;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::fetch::{HttpOptions, ProxyChain, Url, parse_servers};
+use cvmfs_core::lock::FileLock;
+use cvmfs_core::path::RepositoryName;
+use cvmfs_core::progress::Cancel;
+use cvmfs_core::server::{ServerRoot, Variables};
+use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _, WriteStore};
+use cvmfs_core::trust::keys::PublicKey;
+
+use crate::select::Selection;
+
+pub use add::{AddOptions, add};
+pub use import::{ImportOptions, import};
+
+/// Parallel downloads that the reference's tools write into every configuration.
+const USUAL_WORKERS: usize = 16;
+/// Most requests in flight if the configuration does not say.
+const MAX_REQUESTS: usize = 512;
+/// Days back to which former revisions of a repository whose garbage is collected are replicated.
+const HISTORY_DAYS: u32 = 3;
+
+/// The checked configuration of a replica.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// Its name on this server.
+    pub alias: RepositoryName,
+    /// `CVMFS_REPOSITORY_NAME`: the repository.
+    pub name: RepositoryName,
+    /// Directory of the storage.
+    pub storage: PathBuf,
+    /// Directory for working files.
+    pub spool: PathBuf,
+    /// `CVMFS_USER`: the system user who owns it.
+    pub owner: String,
+    /// `CVMFS_STRATUM0` and `CVMFS_REPLICA_FALLBACKS`: where to replicate from, the best first.
+    pub sources: Vec<Url>,
+    /// `CVMFS_STRATUM1`: where this server's own tools find it.
+    pub url: String,
+    /// `CVMFS_SNAPSHOT_GROUP`.
+    pub group: String,
+    /// Not `CVMFS_REPLICA_ACTIVE=no`: whether it is among all replicas when none is named.
+    pub is_active: bool,
+    /// `CVMFS_PASSTHROUGH`: nothing is stored, requests are passed on to the source.
+    pub is_pass_through: bool,
+    /// `CVMFS_PUBLIC_KEY`: files with master keys, and directories of such files.
+    pub public_keys: Vec<PathBuf>,
+    /// How to fetch.
+    pub transfer: Transfer,
+    /// `CVMFS_AUTO_GC_TIMESPAN`: age in days to which former revisions are replicated if the source collects garbage.
+    pub history_days: u32,
+    /// What of the repository is replicated.
+    pub selection: Selection,
+}
+
+/// How a replica fetches.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    /// Most requests in flight. `CVMFS_NUM_WORKERS`, unless that is what every configuration says.
+    pub max_requests: usize,
+    /// `CVMFS_HTTP_TIMEOUT`: how long a connection may take, and a transfer may be too slow.
+    pub timeout: Duration,
+    /// `CVMFS_HTTP_RETRIES`: how often what may pass is tried again.
+    pub retries: u32,
+    /// `CVMFS_HTTP_PROXY`.
+    pub proxies: ProxyChain,
+    /// `CVMFS_REPLICA_BANDWIDTH`: most bytes a second.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self {
+            max_requests: MAX_REQUESTS,
+            timeout: Duration::from_secs(10),
+            retries: 3,
+            proxies: ProxyChain::default(),
+            bytes_per_second: None,
+        }
+    }
+}
+
+impl Replica {
+    /// Reads the configuration files.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no replica of that name; `InvalidInput` naming file and variable; `Unsupported` for a
+    /// storage that is no local directory.
+    pub fn load(root: &ServerRoot, alias: &RepositoryName) -> Result<Self> {
+        let directory = root.config_dir(alias);
+        let local = root.path().join("etc/cvmfs/server.local");
+        let mut variables = if local.is_file() { Variables::load(&local)? } else { Variables::default() };
+        variables.extend(Variables::load(&directory.join("server.conf"))?);
+        let file = directory.join("replica.conf");
+        if !file.is_file() {
+            return Err(Error::not_found(format!("a replica {alias} (it is a stratum0: {} is missing)", file.display())));
+        }
+        variables.extend(Variables::load(&file)?);
+
+        let storage = variables.local_storage().map_err(refuse_s3)?.unwrap_or_else(|| root.storage_dir(alias));
+        let spool = variables.get("CVMFS_SPOOL_DIR").map_or_else(|| root.spool_dir(alias), PathBuf::from);
+        let mut sources = parse_servers(variables.get("CVMFS_STRATUM0").unwrap_or_default())?;
+        sources.extend(parse_servers(variables.get("CVMFS_REPLICA_FALLBACKS").unwrap_or_default())?);
+        let text = |key| variables.get(key).unwrap_or_default().to_owned();
+        let keys = text("CVMFS_PUBLIC_KEY");
+        Ok(Self {
+            name: variables.parse("CVMFS_REPOSITORY_NAME")?.unwrap_or_else(|| alias.clone()),
+            alias: alias.clone(),
+            storage,
+            spool,
+            owner: variables.get("CVMFS_USER").unwrap_or("root").to_owned(),
+            sources,
+            url: text("CVMFS_STRATUM1"),
+            group: text("CVMFS_SNAPSHOT_GROUP"),
+            is_active: variables.get("CVMFS_REPLICA_ACTIVE") != Some("no"),
+            is_pass_through: variables.flag("CVMFS_PASSTHROUGH", false),
+            public_keys: keys.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
+            transfer: Transfer::of(&variables)?,
+            history_days: variables.days_ago("CVMFS_AUTO_GC_TIMESPAN")?.unwrap_or(HISTORY_DAYS),
+            selection: Selection::of(&variables)?,
+        })
+    }
+
+    /// All replicas of a server, by alias.
+    pub fn all(root: &ServerRoot) -> Result<Vec<Self>> {
+        let is_replica = |alias: &RepositoryName| root.config_dir(alias).join("replica.conf").is_file();
+        root.repositories()?.iter().filter(|alias| is_replica(alias)).map(|alias| Self::load(root, alias)).collect()
+    }
+
+    /// The master keys that whitelists may be signed with.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none.
+    pub fn master_keys(&self) -> Result<Vec<PublicKey>> {
+        load_keys(&self.public_keys)
+    }
+
+    /// The storage, made if it does not exist.
+    pub fn open_storage(&self) -> Result<Arc<dyn WriteStore>> {
+        Ok(Arc::new(LocalStore::create(&self.storage)?))
+    }
+
+    /// A directory for databases in use.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        let directory = self.spool.join("tmp");
+        fs::create_dir_all(&directory).at(&directory)?;
+        Ok(directory)
+    }
+
+    /// What requests to the sources have in common.
+    pub fn http_options(&self) -> Result<HttpOptions> {
+        let Transfer { timeout, retries, ref proxies, .. } = self.transfer;
+        Ok(HttpOptions {
+            proxies: proxies.clone(),
+            connect_timeout: timeout,
+            low_speed_time: timeout,
+            retries,
+            // As the reference's replication does.
+            backoff_max: Duration::from_secs(2),
+            // What is newest at the source counts, not what a cache on the way remembers.
+            fresh_named_files: true,
+            temporary_directory: Some(self.scratch()?),
+            user_agent: concat!("cvmfs-replica/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ..HttpOptions::default()
+        })
+    }
+
+    /// Takes the right to change the replica, waiting at most `patience`.
+    ///
+    /// # Errors
+    /// `Conflict` if another process keeps it.
+    pub fn lock(&self, patience: Duration, cancel: &Cancel) -> Result<FileLock> {
+        fs::create_dir_all(&self.spool).at(&self.spool)?;
+        let path = self.spool.join("is_updating.lock");
+        FileLock::acquire(&path, patience, cancel)?.ok_or_else(|| {
+            Error::conflict(format!("replica {}", self.alias), "a snapshot or garbage collection of it is running")
+        })
+    }
+
+    /// Whether a snapshot of it ever ended well.
+    pub fn is_complete(&self) -> Result<bool> {
+        if !self.storage.join("data").is_dir() {
+            return Ok(false);
+        }
+        Ok(LocalStore::open(&self.storage)?.size(&NamedFile::LastSnapshot.into())?.is_some())
+    }
+}
+
+impl Transfer {
+    fn of(variables: &Variables) -> Result<Self> {
+        let default = Self::default();
+        let workers = variables.parse("CVMFS_NUM_WORKERS")?.filter(|&workers| workers != USUAL_WORKERS && workers > 0);
+        let timeout = variables.parse("CVMFS_HTTP_TIMEOUT")?.map_or(default.timeout, Duration::from_secs);
+        let bandwidth = variables.get("CVMFS_REPLICA_BANDWIDTH").map(cvmfs_core::cli::parse_bytes).transpose()?;
+        Ok(Self {
+            max_requests: workers.unwrap_or(default.max_requests),
+            timeout,
+            retries: variables.parse("CVMFS_HTTP_RETRIES")?.unwrap_or(default.retries),
+            proxies: variables.get("CVMFS_HTTP_PROXY").unwrap_or_default().parse()?,
+            bytes_per_second: bandwidth,
+        })
+    }
+}
+
+/// Loads master keys from files and from the `*.pub` files of directories.
+///
+/// # Errors
+/// `NotFound` if there is no key at all.
+pub fn load_keys(paths: &[PathBuf]) -> Result<Vec<PublicKey>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).at(path)?.map(|entry| entry.at(path).map(|entry| entry.path()));
+            let mut keys = entries.collect::<Result<Vec<_>>>()?;
+            keys.retain(|file| file.extension().is_some_and(|extension| extension == "pub"));
+            keys.sort();
+            files.extend(keys);
+        } else {
+            files.push(path.clone());
+        }
+    }
+    if files.is_empty() {
+        let places: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        return Err(Error::not_found(format!("a public key in {:?}", places.join(":"))));
+    }
+    let load = |file: &PathBuf| {
+        let pem = fs::read(file).at(file)?;
+        PublicKey::from_pem(&file.display().to_string(), &pem)
+    };
+    files.iter().map(load).collect()
+}
+
+/// Removes a replica: configuration, working files, and its storage unless that is to be kept.
+///
+/// # Errors
+/// `Conflict` while something changes it.
+pub fn remove(root: &ServerRoot, alias: &RepositoryName, keep_storage: bool, cancel: &Cancel) -> Result<Replica> {
+    let replica = Replica::load(root, alias)?;
+    let lock = replica.lock(Duration::ZERO, cancel)?;
+    // The configuration goes first: what is left of a removal that was interrupted is known to nobody.
+    remove_tree(&root.config_dir(alias))?;
+    if !keep_storage {
+        remove_tree(&replica.storage)?;
+    }
+    remove_tree(&replica.spool)?;
+    drop(lock);
+    Ok(replica)
+}
+
+fn remove_tree(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.at(directory),
+    }
+}
+
+fn refuse_s3(error: Error) -> Error {
+    match error {
+        Error::Unsupported { what } if what.contains("S3") => {
+            Error::Unsupported { what: format!("{what}: replicas are kept in local directories so far; S3") }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,151 @@
+//! What earlier runs proved, in a database in the spool directory.
+//!
+//! | table | holds |
+//! | --- | --- |
+//! | `proven` | catalogs whose whole tree was seen in the storage, each for one selection of paths; entered after a flush |
+//! | `roots` | root catalogs that were stored and are not in the reflog yet |
+//! | `facts` | what the last good run ended with |
+//!
+//! Losing the database costs time: everything is looked up again.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::hash::{Algorithm, ContentHash};
+use rusqlite::{Connection, OptionalExtension as _};
+
+const TABLES: &str = "
+PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS proven (hash BLOB, selection TEXT, PRIMARY KEY (hash, selection)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS roots (hash TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+";
+
+/// The opened database.
+#[derive(Debug)]
+pub(super) struct Proven {
+    connection: Mutex<Connection>,
+    selection: String,
+    what: String,
+}
+
+/// What the last good run ended with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LastGood {
+    /// Tells the manifest, and with what choices it was replicated.
+    pub(super) key: String,
+    /// When the whitelist was fetched.
+    pub(super) whitelist_checked: UnixSeconds,
+}
+
+impl Proven {
+    /// Opens the database in the spool directory for one selection of paths; a damaged one is made anew.
+    pub(super) fn open(spool: &Path, selection: &str) -> Result<Self> {
+        let path = spool.join("proven.db");
+        let what = path.display().to_string();
+        let connect = || {
+            let connection = Connection::open(&path)?;
+            connection.busy_timeout(std::time::Duration::from_secs(10))?;
+            connection.execute_batch(TABLES)?;
+            Ok(connection)
+        };
+        let connection = connect().or_else(|error: rusqlite::Error| {
+            tracing::warn!(what, %error, "what earlier runs proved is lost; everything is looked up again");
+            for suffix in ["", "-wal", "-shm"] {
+                // What does not go shows in the next line.
+                let _ = std::fs::remove_file(format!("{what}{suffix}"));
+            }
+            connect().map_err(|error| Error::database(&what, error))
+        })?;
+        Ok(Self { connection: Mutex::new(connection), selection: selection.to_owned(), what })
+    }
+
+    /// Whether the tree of a catalog was proven to be in the storage.
+    pub(super) fn contains(&self, catalog: ContentHash) -> Result<bool> {
+        self.with(|connection| {
+            connection
+                .prepare_cached("SELECT 1 FROM proven WHERE hash = ?1 AND selection = ?2")?
+                .exists((key(catalog), &self.selection))
+        })
+    }
+
+    /// Enters catalogs. Everything that they reach must have been made durable.
+    pub(super) fn insert(&self, catalogs: &[ContentHash]) -> Result<()> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            for catalog in catalogs {
+                let sql = "INSERT OR IGNORE INTO proven (hash, selection) VALUES (?1, ?2)";
+                transaction.prepare_cached(sql)?.execute((key(*catalog), &self.selection))?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Forgets a catalog whose tree turned out not to be in the storage.
+    pub(super) fn remove(&self, catalog: ContentHash) -> Result<()> {
+        self.with(|connection| connection.execute("DELETE FROM proven WHERE hash = ?1", [key(catalog)]).map(drop))
+    }
+
+    /// Notes that a root catalog is about to be stored, for the reflog.
+    pub(super) fn add_root(&self, root: ContentHash) -> Result<()> {
+        let sql = "INSERT OR IGNORE INTO roots (hash) VALUES (?1)";
+        self.with(|connection| connection.execute(sql, [root.to_string()]).map(drop))
+    }
+
+    /// The root catalogs that the reflog lacks.
+    pub(super) fn roots(&self) -> Result<Vec<ContentHash>> {
+        let texts: Vec<String> = self.with(|connection| {
+            connection.prepare("SELECT hash FROM roots ORDER BY hash")?.query_map([], |row| row.get(0))?.collect()
+        })?;
+        texts.iter().map(|text| text.parse()).collect()
+    }
+
+    /// What the last run ended with; `None` if it did not end well, or there was none.
+    pub(super) fn last_good(&self) -> Result<Option<LastGood>> {
+        self.with(|connection| {
+            let fact = |key: &str| -> rusqlite::Result<Option<String>> {
+                connection
+                    .query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0))
+                    .optional()
+            };
+            let (key, checked) = (fact("last good")?, fact("whitelist checked")?);
+            let checked = checked.and_then(|text| text.parse().ok()).map(UnixSeconds);
+            Ok(key.zip(checked).map(|(key, whitelist_checked)| LastGood { key, whitelist_checked }))
+        })
+    }
+
+    /// Notes that a run begins: until it ends well, nothing is known to be good.
+    pub(super) fn begin(&self) -> Result<()> {
+        self.with(|connection| connection.execute("DELETE FROM facts WHERE key = 'last good'", []).map(drop))
+    }
+
+    /// Notes what a good run ended with; the reflog has all roots.
+    pub(super) fn end(&self, good: &LastGood) -> Result<()> {
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM roots", [])?;
+            for (key, value) in
+                [("last good", good.key.clone()), ("whitelist checked", good.whitelist_checked.0.to_string())]
+            {
+                transaction.execute("INSERT OR REPLACE INTO facts (key, value) VALUES (?1, ?2)", (key, value))?;
+            }
+            transaction.commit()
+        })
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let mut connection: MutexGuard<'_, Connection> =
+            self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        run(&mut connection).map_err(|error| Error::database(&self.what, error))
+    }
+}
+
+/// The digest, with the number of its algorithm.
+fn key(hash: ContentHash) -> Vec<u8> {
+    let number = Algorithm::ALL.iter().position(|algorithm| *algorithm == hash.algorithm()).unwrap_or_default();
+    let mut key = hash.digest().to_vec();
+    key.push(u8::try_from(number).unwrap_or(u8::MAX));
+    key
+}
