@@ -62,12 +62,7 @@ impl Catalog {
         self.visit_rows(&chunks, ObjectKind::Chunk, visit)
     }
 
-    fn visit_rows(
-        &self,
-        sql: &str,
-        kind: ObjectKind,
-        visit: &mut dyn FnMut(NeededObject) -> Result<()>,
-    ) -> Result<()> {
+    fn visit_rows(&self, sql: &str, kind: ObjectKind, visit: &mut dyn FnMut(NeededObject) -> Result<()>) -> Result<()> {
         let what = &self.database.what();
         let mut statement = self.database.connection.prepare(sql).in_database(what)?;
         let mut rows = statement.query([flag::EXTERNAL]).in_database(what)?;

@@ -16,15 +16,18 @@ use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use cvmfs_core::fetch::bundle::OFFER_HEADER;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::mpsc;
 
 use super::access::Record;
 use super::api;
+use super::bundle;
 use super::cache::CachedObject;
 use super::connection::Shared;
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
+use super::repositories::MANIFEST;
 use super::respond::{self, Facts, Representation, Selection};
 use super::route::{Kind, Place, Resource, Target, route};
 
@@ -235,7 +238,7 @@ fn try_file_response(
 ) -> io::Result<Response<ResponseBody>> {
     let directory = shared.repositories.open(&resource.place, disk, asked)?;
     let (file, facts) = file::open(&directory, resource, disk)?;
-    respond_with(request, resource, facts, now, |start, end| {
+    let mut response = respond_with(request, resource, facts, now, |start, end| {
         if end - start > SMALL_FILE_MAX {
             return Ok(Content::File(FileBody::new(file, start, end)));
         }
@@ -246,7 +249,11 @@ fn try_file_response(
             shared.objects.put(repository, &id, &content, facts, asked);
         }
         Ok(Content::Bytes(content))
-    })
+    })?;
+    if resource.path == MANIFEST && resource.kind == Kind::Named && shared.options.max_bundles > 0 {
+        response.headers_mut().insert(OFFER_HEADER, bundle::offer());
+    }
+    Ok(response)
 }
 
 /// Decides what of a file to send, and gets it from `content`.

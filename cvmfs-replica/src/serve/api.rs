@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
+use super::bundle;
 use super::answer::{ResponseBody, text};
 use super::connection::Shared;
 use super::respond;
@@ -20,13 +21,14 @@ pub(super) async fn answer(
     call: ApiCall,
     request: Request<Incoming>,
     _client: SocketAddr,
-    _shared: &Arc<Shared>,
+    shared: &Arc<Shared>,
     now: SystemTime,
 ) -> Response<ResponseBody> {
     match (call.repository.as_deref(), call.function.as_str(), call.argument.as_deref()) {
         (Some(_), "geo", Some(_)) => {
             text("Bad Request: no geographic database\n", respond::bad_request_head, request.method(), now)
         }
+        (Some(repository), "bundle", None) => bundle::answer(repository, request, shared, now).await,
         // Upstream: the same words and lifetime; clients ask the next server.
         _ => text("Bad Request: unrecognized api function\n", respond::bad_request_head, request.method(), now),
     }

@@ -16,7 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::ServeOptions;
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) objects: ObjectCache,
     pub(super) options: ServeOptions,
     pub(super) metrics: Metrics,
+    /// One permit for each bundle that may be answered.
+    pub(super) bundles: Arc<Semaphore>,
 }
 
 /// Serves the requests of one client until it leaves, is too slow, or `stopping` turns true.

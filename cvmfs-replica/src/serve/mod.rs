@@ -17,6 +17,7 @@
 //! | `/cvmfs/<name>/stats/…` | by extension | 61 s |
 //! | `/cvmfs/info/v1/{repositories,meta}.json` | `application/json` | 61 s |
 //! | `/cvmfs/<name>/api/v1.0/geo/…` | 400: no geographic database | 300 s |
+//! | `/cvmfs/<name>/api/v1.0/bundle` | `application/x-cvmfs-bundle` | not at all |
 //! | `/healthz` | `ok` | not at all |
 //! | everything else | 404 | 10 s |
 //!
@@ -25,6 +26,7 @@
 mod access;
 mod answer;
 mod api;
+mod bundle;
 mod cache;
 mod connection;
 mod direct;
@@ -75,6 +77,8 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
     pub object_cache_size: u64,
+    /// Bundles that are answered at the same time; 0 to offer none. See [`cvmfs_core::fetch::bundle`].
+    pub max_bundles: usize,
     /// Whether every response is an event with the target `access`, at level `INFO`.
     pub access_log: bool,
 }
@@ -90,6 +94,7 @@ impl Default for ServeOptions {
             max_header_size: 16 * 1024,
             threads: 0,
             object_cache_size: 128 << 20,
+            max_bundles: 64,
             access_log: false,
         }
     }
@@ -140,6 +145,7 @@ pub async fn serve(
         repositories: Arc::new(repositories),
         objects: ObjectCache::new(options.object_cache_size),
         metrics: Metrics::default(),
+        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
         options,
     });
     let workers = Arc::new(Workers::start(shared.options.threads)?);

@@ -169,6 +169,11 @@ pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
     head
 }
 
+/// The head of an answer whose headers are up to the caller.
+pub(super) fn ok_head(now: SystemTime) -> Response<()> {
+    bare_head(StatusCode::OK, now)
+}
+
 fn text_head(status: StatusCode, length: u64, now: SystemTime) -> Response<()> {
     let mut head = bare_head(status, now);
     head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));

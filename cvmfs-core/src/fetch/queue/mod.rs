@@ -13,7 +13,7 @@
 mod limit;
 mod sink;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::limit::Limit;
 use self::sink::{Arrival, Arrived, MemoryInUse};
 use super::HttpStore;
+use super::bundle::BundleOffer;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
 use crate::progress::Cancel;
@@ -39,6 +40,14 @@ const BATCH: usize = 16;
 /// How long a writer that has just worked waits before it looks for more. Waking it for every object would cost more
 /// than the writing.
 const WRITER_PAUSE: Duration = Duration::from_micros(500);
+
+/// Bundles on their way at the same time.
+const BUNDLES_MAX: usize = 16;
+/// A bundle takes this part of what waits, so that several can be on their way.
+const BUNDLES_FROM_WAITING: usize = 4;
+/// A bundle of fewer objects waits a moment for more.
+const GATHERED_MIN: usize = 64;
+const GATHER_TIME: Duration = Duration::from_millis(2);
 
 /// Choices of an [`ObjectQueue`].
 #[derive(Debug, Clone)]
@@ -168,6 +177,10 @@ struct Verified {
 struct State {
     /// Objects that nobody fetches yet, with the number of rounds they had.
     waiting: VecDeque<(ObjectId, u32)>,
+    /// Objects that a bundle did not deliver; they come first.
+    singly: VecDeque<(ObjectId, u32)>,
+    /// Bundles on their way.
+    bundles: usize,
     /// Objects that failed and wait for another round.
     resting: VecDeque<(Instant, ObjectId, u32)>,
     /// All requested objects without a result.
@@ -206,6 +219,8 @@ impl ObjectQueue {
     ) -> Result<Self> {
         let state = State {
             waiting: VecDeque::new(),
+            singly: VecDeque::new(),
+            bundles: 0,
             resting: VecDeque::new(),
             open: HashMap::new(),
             results: VecDeque::new(),
@@ -350,6 +365,7 @@ impl Shared {
         let mut state = self.state();
         self.stop.send_replace(true);
         state.waiting.clear();
+        state.singly.clear();
         state.resting.clear();
         for (id, tokens) in std::mem::take(&mut state.open) {
             state.results.extend(tokens.all().map(|token| Fetched { id, token, result: Err(Error::Cancelled) }));
@@ -366,7 +382,8 @@ impl Shared {
 
     /// Finds somebody for an object that waits: a task that has nothing to do, or another one.
     fn recruit(self: &Arc<Self>, state: &mut State) {
-        if state.waiting.is_empty() {
+        let may_bundle = state.bundles < BUNDLES_MAX;
+        if state.singly.is_empty() && (state.waiting.is_empty() || !may_bundle) {
             return;
         }
         if state.idle > 0 {
@@ -396,9 +413,10 @@ impl Shared {
                 let (_, id, rounds) = state.resting.pop_front().expect("it was there");
                 state.waiting.push_back((id, rounds));
             }
-            let busy = !state.waiting.is_empty();
+            let busy = !state.waiting.is_empty() || !state.singly.is_empty();
             state.limit.tick(now, self.source.pushback(), busy);
-            for _ in state.tasks..state.limit.current().min(state.tasks + state.waiting.len()) {
+            let open = state.waiting.len() + state.singly.len();
+            for _ in state.tasks..state.limit.current().min(state.tasks + open) {
                 self.recruit(&mut state);
             }
         }
@@ -411,6 +429,7 @@ impl Shared {
             while let Some(next) = self.next_waiting().await {
                 match next {
                     Next::Fetch(id, rounds) => self.fetch_one(id, rounds).await,
+                    Next::Bundle(server, offer, objects) => self.fetch_bundle(server, &offer, objects).await,
                     Next::Fail(id, reason) => {
                         let what = self.source.describe(&id.into());
                         self.finish([(id, Err(Error::Unavailable { what, reason }))]);
@@ -424,29 +443,93 @@ impl Shared {
         }
     }
 
-    /// Waits for an object to fetch; `None` if this task is one too many.
+    /// Waits for something to fetch; `None` if this task is one too many.
     async fn next_waiting(self: &Arc<Self>) -> Option<Next> {
+        let mut gathered = false;
         loop {
-            {
+            let offer = self.source.bundle_offer();
+            let gather = {
                 let mut state = self.state();
                 if state.tasks > state.limit.current() {
                     state.tasks -= 1;
                     return None;
                 }
-                if let Some((id, rounds)) = state.waiting.pop_front() {
-                    self.recruit(&mut state);
-                    // Not for every object: callers fill the queue at once.
-                    if state.waiting_callers > 0 && state.waiting.len() == self.options.max_waiting / 2 {
-                        self.room.notify_all();
+                let gather = offer.is_some() && !gathered && (1..GATHERED_MIN).contains(&state.waiting.len());
+                if !gather || !state.singly.is_empty() {
+                    if let Some(next) = self.take_next(&mut state, offer) {
+                        return Some(next);
                     }
-                    let reason = state.gone.clone();
-                    return Some(reason.map_or(Next::Fetch(id, rounds), |reason| Next::Fail(id, reason)));
+                    state.idle += 1;
                 }
-                state.idle += 1;
+                gather
+            };
+            if gather {
+                gathered = true;
+                tokio::time::sleep(GATHER_TIME).await;
+                continue;
             }
             self.work.notified().await;
             self.state().idle -= 1;
         }
+    }
+
+    fn take_next(self: &Arc<Self>, state: &mut State, offer: Option<(usize, Arc<BundleOffer>)>) -> Option<Next> {
+        let single = match (state.singly.pop_front(), offer) {
+            (Some(single), _) => Some(single),
+            (None, Some((server, offer))) if state.waiting.len() > 1 && state.gone.is_none() => {
+                if state.bundles >= BUNDLES_MAX {
+                    return None;
+                }
+                state.bundles += 1;
+                let count = (state.waiting.len() / BUNDLES_FROM_WAITING).max(GATHERED_MIN).min(offer.max_objects);
+                let objects = state.waiting.drain(..count.min(state.waiting.len())).collect();
+                self.make_room(state, count);
+                self.recruit(state);
+                return Some(Next::Bundle(server, offer, objects));
+            }
+            (None, _) => state.waiting.pop_front(),
+        };
+        let (id, rounds) = single?;
+        self.make_room(state, 1);
+        self.recruit(state);
+        let reason = state.gone.clone();
+        Some(reason.map_or(Next::Fetch(id, rounds), |reason| Next::Fail(id, reason)))
+    }
+
+    /// Tells callers that `count` objects less wait. Not for every object: callers fill the queue at once.
+    fn make_room(&self, state: &State, count: usize) {
+        let (now, half) = (state.waiting.len(), self.options.max_waiting / 2);
+        if state.waiting_callers > 0 && now <= half && now + count > half {
+            self.room.notify_all();
+        }
+    }
+
+    /// Fetches objects in one request and hands them to writers; those that do not come are left to be fetched singly.
+    async fn fetch_bundle(self: &Arc<Self>, server: usize, offer: &BundleOffer, objects: Vec<(ObjectId, u32)>) {
+        let rounds: HashMap<_, _> = objects.into_iter().collect();
+        let ids: Vec<_> = rounds.keys().copied().collect();
+        let mut missing: HashSet<_> = rounds.keys().copied().collect();
+        if let Some(mut bundle) = self.source.fetch_bundle(server, offer, &ids).await {
+            let mut arrived = Vec::new();
+            loop {
+                let more = bundle.next(&mut arrived).await;
+                for (id, stored) in arrived.drain(..) {
+                    let size = stored.len() as u64;
+                    self.note_answer(&id, 0, &Ok(size));
+                    self.hand_over(Verified { id, size, arrived: Arrived::whole(stored, &self.memory) }).await;
+                }
+                match more {
+                    Ok(true) => {}
+                    Ok(false) => break self.source.bundle_arrived(server),
+                    Err(failure) => break self.source.bundle_failed(server, &failure),
+                }
+            }
+            missing = bundle.into_missing();
+        }
+        let mut state = self.state();
+        state.bundles -= 1;
+        state.singly.extend(missing.into_iter().map(|id| (id, rounds.get(&id).copied().unwrap_or_default())));
+        self.recruit(&mut state);
     }
 
     /// Fetches an object and hands it to a writer.
@@ -562,6 +645,7 @@ impl Shared {
 /// What a fetch task is to do.
 enum Next {
     Fetch(ObjectId, u32),
+    Bundle(usize, Arc<BundleOffer>, Vec<(ObjectId, u32)>),
     /// Nothing but to say why.
     Fail(ObjectId, String),
 }
