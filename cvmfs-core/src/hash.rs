@@ -7,6 +7,7 @@
 //! Source: `cvmfs/crypto/hash.h`.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use sha1::Digest as _;
@@ -117,6 +118,17 @@ impl Hasher {
                 ContentHash::new(Algorithm::Shake128, digest)
             }
         }
+    }
+}
+
+impl Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

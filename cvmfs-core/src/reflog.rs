@@ -137,6 +137,11 @@ impl StoredReflog<'_> {
         Ok(checksum)
     }
 
+    /// Whether a checksum of the reflog is noted.
+    pub fn has_checksum(&self) -> bool {
+        read_checksum(&self.checksum_files().0).is_some()
+    }
+
     /// Notes the checksum of a reflog whose own note is lost; `false` if there is no reflog.
     pub fn adopt(&self, algorithm: Algorithm) -> Result<bool> {
         let bytes = match self.store.read(&NamedFile::Reflog.into()) {

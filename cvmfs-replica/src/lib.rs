@@ -4,7 +4,12 @@
 //! Stratum 0 ─► snapshot ─► storage directory ─► serve ─► caches ─► clients
 //! ```
 //!
-//! [`serve`] offers the storage directories of repositories to caches and clients. It needs no other web server,
+//! [`replica`] knows which repositories are replicated, and how. [`snapshot`] brings a replica to the newest revision of its
+//! source. [`serve`] offers the storage directories of repositories to caches and clients. It needs no other web server,
 //! and it serves a Stratum 0 just as well.
 
+pub mod replica;
+pub mod select;
 pub mod serve;
+pub mod snapshot;
+pub mod status;

@@ -54,7 +54,7 @@ use crate::storage::{Key, NamedFile, ReadStore};
 
 pub use self::bandwidth::Bandwidth;
 pub use self::options::{Bundles, HttpOptions, Redirects};
-pub use self::route::{ProxyChain, parse_servers};
+pub use self::route::{ProxyChain, parse_servers, shown as shown_url};
 pub use self::sink::Sink;
 pub use reqwest::Url;
 

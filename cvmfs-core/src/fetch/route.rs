@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::storage::Key;
 
 /// Prints a URL without the user name and password that it may hold.
-pub(super) fn shown(url: &Url) -> String {
+pub fn shown(url: &Url) -> String {
     let mut url = url.clone();
     // Both fail only for URLs without a host, which hold no credentials.
     let _ = url.set_username("");

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
-use crate::hash::ObjectId;
+use crate::hash::{Hasher, ObjectId};
+use crate::progress::Cancel;
 use crate::unique::unique_name;
 
 /// A repository below one directory: 256 object directories and `txn` in `data/`, named files beside it.
@@ -114,6 +115,37 @@ impl LocalStore {
     /// The directory of the repository.
     pub fn root(&self) -> &Path {
         &self.0.path
+    }
+
+    /// Hashes all objects that were written since a time, removes damaged ones, and returns their number.
+    ///
+    /// For the time after a crash of the machine: what was not flushed may have its name and not its content.
+    pub fn discard_damaged(&self, since: UnixSeconds, cancel: &Cancel) -> Result<u64> {
+        let mut removed = 0;
+        for first in 0..=u8::MAX {
+            let directory = self.0.path.join(format!("data/{first:02x}"));
+            let entries = match fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.at(&directory)?,
+            };
+            for entry in entries {
+                cancel.check()?;
+                let entry = entry.at(&directory)?;
+                let name = format!("{first:02x}{}", entry.file_name().to_string_lossy());
+                let Ok(id) = name.parse::<ObjectId>() else { continue };
+                if entry.metadata().is_ok_and(|metadata| metadata.mtime() < since.0) {
+                    continue;
+                }
+                let mut file = File::open(entry.path()).at(entry.path())?;
+                let mut hasher = Hasher::new(id.hash.algorithm());
+                io::copy(&mut file, &mut hasher).at(entry.path())?;
+                if hasher.finish() != id.hash {
+                    self.discard(&id)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// Creates a file that no other process or thread uses, on the file system of the objects.

@@ -1,10 +1,19 @@
 //! One file a command: arguments, conversion to library options, call, print.
 
+mod add_replica;
+mod import;
+mod list;
+mod remove;
 mod serve;
+mod snapshot;
+mod status;
 
 use clap::{Parser, Subcommand};
 use cvmfs_core::cli::{EXIT_CODES, GlobalArgs};
-use cvmfs_core::error::Result;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::path::RepositoryName;
+use cvmfs_core::server::ServerRoot;
+use cvmfs_replica::replica::Replica;
 
 /// Replicate and serve CernVM-FS repositories (Stratum 1)
 #[derive(Debug, Parser)]
@@ -18,11 +27,40 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    AddReplica(add_replica::Arguments),
+    Import(import::Arguments),
+    Snapshot(snapshot::Arguments),
     Serve(serve::Arguments),
+    Status(status::Arguments),
+    List(list::Arguments),
+    Remove(remove::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let global = &arguments.global;
     match &arguments.command {
-        Command::Serve(serve) => serve::run(&arguments.global, serve),
+        Command::AddReplica(add_replica) => add_replica::run(global, add_replica),
+        Command::Import(import) => import::run(global, import),
+        Command::Snapshot(snapshot) => snapshot::run(global, snapshot),
+        Command::Serve(serve) => serve::run(global, serve),
+        Command::Status(status) => status::run(global, status),
+        Command::List(list) => list::run(global, list),
+        Command::Remove(remove) => remove::run(global, remove),
     }
+}
+
+/// The replicas that are meant: those that are named, or all.
+///
+/// # Errors
+/// `NotFound` if there is none.
+fn replicas(root: &ServerRoot, names: &[RepositoryName]) -> Result<Vec<Replica>> {
+    if !names.is_empty() {
+        return names.iter().map(|name| Replica::load(root, name)).collect();
+    }
+    let replicas = Replica::all(root)?;
+    if replicas.is_empty() {
+        let configs = root.path().join("etc/cvmfs/repositories.d");
+        return Err(Error::not_found(format!("a replica configured below {}", configs.display())));
+    }
+    Ok(replicas)
 }

@@ -13,8 +13,7 @@ mod import;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::fetch::{HttpOptions, ProxyChain, Url, parse_servers};
@@ -22,7 +21,7 @@ use cvmfs_core::lock::FileLock;
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::progress::Cancel;
 use cvmfs_core::server::{ServerRoot, Variables};
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _, WriteStore};
+use cvmfs_core::storage::NamedFile;
 use cvmfs_core::trust::keys::PublicKey;
 
 use crate::select::Selection;
@@ -114,7 +113,7 @@ impl Replica {
         }
         variables.extend(Variables::load(&file)?);
 
-        let storage = variables.local_storage().map_err(refuse_s3)?.unwrap_or_else(|| root.storage_dir(alias));
+        let storage = variables.local_storage()?.unwrap_or_else(|| root.storage_dir(alias));
         let spool = variables.get("CVMFS_SPOOL_DIR").map_or_else(|| root.spool_dir(alias), PathBuf::from);
         let mut sources = parse_servers(variables.get("CVMFS_STRATUM0").unwrap_or_default())?;
         sources.extend(parse_servers(variables.get("CVMFS_REPLICA_FALLBACKS").unwrap_or_default())?);
@@ -150,11 +149,6 @@ impl Replica {
     /// `NotFound` if there is none.
     pub fn master_keys(&self) -> Result<Vec<PublicKey>> {
         load_keys(&self.public_keys)
-    }
-
-    /// The storage, made if it does not exist.
-    pub fn open_storage(&self) -> Result<Arc<dyn WriteStore>> {
-        Ok(Arc::new(LocalStore::create(&self.storage)?))
     }
 
     /// A directory for databases in use.
@@ -194,12 +188,14 @@ impl Replica {
         })
     }
 
+    /// When a snapshot of it ended well for the last time; `None` if that never happened.
+    pub fn last_snapshot(&self) -> Option<SystemTime> {
+        fs::metadata(self.storage.join(NamedFile::LastSnapshot.name())).and_then(|metadata| metadata.modified()).ok()
+    }
+
     /// Whether a snapshot of it ever ended well.
-    pub fn is_complete(&self) -> Result<bool> {
-        if !self.storage.join("data").is_dir() {
-            return Ok(false);
-        }
-        Ok(LocalStore::open(&self.storage)?.size(&NamedFile::LastSnapshot.into())?.is_some())
+    pub fn is_complete(&self) -> bool {
+        self.last_snapshot().is_some()
     }
 }
 
@@ -268,14 +264,5 @@ fn remove_tree(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result.at(directory),
-    }
-}
-
-fn refuse_s3(error: Error) -> Error {
-    match error {
-        Error::Unsupported { what } if what.contains("S3") => {
-            Error::Unsupported { what: format!("{what}: replicas are kept in local directories so far; S3") }
-        }
-        other => other,
     }
 }

@@ -291,6 +291,12 @@ impl ObjectQueue {
         self.shared.finished.notify_all();
     }
 
+    /// Ends everything at once: what has no result yet gets `Cancelled`, and nothing more can be requested.
+    pub fn abandon(&self) {
+        self.shared.stop();
+        self.close();
+    }
+
     /// Waits for a result; they come in the order in which the work on them ends.
     ///
     /// `None` after [`close`](Self::close), when every request had its result.

@@ -1,0 +1,137 @@
+use std::time::Duration;
+
+use cvmfs_core::cli::{GlobalArgs, cancel_on_signals, human_bytes, now, parse_bytes};
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::path::RepositoryName;
+use cvmfs_replica::replica::Replica;
+use cvmfs_replica::snapshot::{Ending, SnapshotOptions, SnapshotOutcome, snapshot};
+use serde::Serialize;
+
+/// Bring replicas to the newest revision of their source
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Without names: all replicas that are active, the one whose last snapshot is oldest first.
+
+Examples:
+  cvmfs-replica snapshot
+  cvmfs-replica snapshot software.example.org
+  cvmfs-replica snapshot --group nightly --no-wait")]
+pub(super) struct Arguments {
+    /// Names of replicas
+    #[arg(value_name = "ALIAS")]
+    names: Vec<RepositoryName>,
+    /// All active replicas of this group
+    #[arg(long, value_name = "NAME", conflicts_with = "names")]
+    group: Option<String>,
+    /// Leave out replicas that never had a snapshot
+    #[arg(long, conflicts_with = "names")]
+    skip_new: bool,
+    /// Fail (4) if another snapshot of the replica is running, instead of waiting for its end
+    #[arg(long)]
+    no_wait: bool,
+    /// Take a revision that is older than what the replica has
+    #[arg(long)]
+    accept_older: bool,
+    /// Fetch former revisions with the first snapshot as well
+    #[arg(long)]
+    history: bool,
+    /// Most bytes a second to fetch, such as 20M
+    #[arg(long, value_name = "BYTES")]
+    bandwidth: Option<String>,
+    /// Most bytes of a catalog, inflated
+    #[arg(long, value_name = "BYTES")]
+    max_catalog_size: Option<String>,
+}
+
+pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
+    let mut options = SnapshotOptions::new(now()?);
+    options.accept_older = arguments.accept_older;
+    options.history = arguments.history;
+    if arguments.no_wait {
+        options.patience = Duration::ZERO;
+    }
+    if let Some(size) = &arguments.max_catalog_size {
+        options.max_catalog_size = parse_bytes(size)?;
+    }
+    let bandwidth = arguments.bandwidth.as_deref().map(parse_bytes).transpose()?;
+    let cancel = cancel_on_signals()?;
+    let (mut done, mut first_error) = (Vec::new(), None);
+    for mut replica in select(global, arguments)? {
+        replica.transfer.bytes_per_second = bandwidth.or(replica.transfer.bytes_per_second);
+        let progress = global.progress();
+        let result = snapshot(&replica, &options, &*progress, &cancel);
+        drop(progress);
+        let line = Line::new(&replica, result.as_ref());
+        match result {
+            Ok(outcome) => {
+                global.warn(&outcome.warnings);
+                if outcome.ending == Ending::Incomplete {
+                    let what = format!("snapshot of {}", replica.alias);
+                    let reason = format!("{}; the replica keeps its revision", outcome.failures);
+                    first_error.get_or_insert(Error::Unavailable { what, reason });
+                }
+            }
+            Err(error @ Error::Cancelled) => return Err(error),
+            Err(error) => drop(first_error.get_or_insert(error)),
+        }
+        done.push(line);
+    }
+    let text: String = done.iter().map(|line| format!("{}\n", line.text)).collect();
+    global.print(&done, &text)?;
+    first_error.map_or(Ok(()), Err)
+}
+
+/// The replicas that are meant, the one whose last snapshot is oldest first.
+fn select(global: &GlobalArgs, arguments: &Arguments) -> Result<Vec<Replica>> {
+    let mut replicas = super::replicas(&global.server_root()?, &arguments.names)?;
+    if !arguments.names.is_empty() {
+        return Ok(replicas);
+    }
+    replicas.retain(|replica| replica.is_active);
+    if let Some(group) = &arguments.group {
+        replicas.retain(|replica| replica.group == *group);
+    }
+    if arguments.skip_new {
+        replicas.retain(Replica::is_complete);
+    }
+    replicas.sort_by_key(Replica::last_snapshot);
+    Ok(replicas)
+}
+
+/// What is printed of one replica.
+#[derive(Serialize)]
+struct Line {
+    alias: String,
+    #[serde(flatten)]
+    outcome: Option<SnapshotOutcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip)]
+    text: String,
+}
+
+impl Line {
+    fn new(replica: &Replica, result: Result<&SnapshotOutcome, &Error>) -> Self {
+        let alias = replica.alias.to_string();
+        let text = match result {
+            Ok(outcome) => format!("{alias}: {}", summary(outcome)),
+            Err(error) => format!("{alias}: {error}"),
+        };
+        Self { alias, outcome: result.ok().cloned(), error: result.err().map(ToString::to_string), text }
+    }
+}
+
+fn summary(outcome: &SnapshotOutcome) -> String {
+    let revision = outcome.revision.map_or_else(|| "no revision".to_owned(), |revision| format!("revision {revision}"));
+    let fetched = format!(
+        "{} objects fetched, {}, in {:.1} s",
+        outcome.counts.objects,
+        human_bytes(outcome.counts.bytes),
+        outcome.seconds
+    );
+    match outcome.ending {
+        Ending::Updated => format!("{revision}; {fetched}"),
+        Ending::Unchanged => format!("{revision} is up to date"),
+        Ending::Incomplete => format!("incomplete, still {revision}; {fetched}; {} failed", outcome.failures.count),
+        Ending::PassThrough => "passes requests on; nothing to do".to_owned(),
+    }
+}

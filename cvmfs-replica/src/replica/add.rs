@@ -1,0 +1,183 @@
+//! Configuring a replica, as the reference's `add-replica` does.
+//!
+//! Source: `cvmfs/server/cvmfs_server_add_replica.sh`.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::fetch::{HttpOptions, HttpStore, ProxyChain, Url};
+use cvmfs_core::manifest::SignedManifest;
+use cvmfs_core::path::RepositoryName;
+use cvmfs_core::server::ServerRoot;
+use cvmfs_core::storage::{LocalStore, MemoryStore, NamedFile, ReadStore as _};
+
+use super::{Replica, USUAL_WORKERS, load_keys};
+use crate::snapshot::check_source;
+
+/// Layout of configuration and spool area that the reference's tools of today use.
+const CREATOR_VERSION: u32 = 143;
+
+/// Choices for a new replica.
+#[derive(Debug, Clone)]
+pub struct AddOptions {
+    /// The time.
+    pub now: UnixSeconds,
+    /// Where to replicate from, the best first; at least one.
+    pub sources: Vec<Url>,
+    /// Files with master keys, and directories of such files.
+    pub public_keys: Vec<PathBuf>,
+    /// Its name on this server; `None` for the name of the repository.
+    pub alias: Option<RepositoryName>,
+    /// URL under which this server's own tools find it; `None` for `http://localhost/cvmfs/<alias>`.
+    pub url: Option<String>,
+    /// Directory of the storage; `None` for the usual place.
+    pub storage: Option<PathBuf>,
+    /// Name of the system user who owns it.
+    pub owner: String,
+    /// Its group.
+    pub group: String,
+    /// Store nothing, pass requests on to the source.
+    pub pass_through: bool,
+    /// Whether the reference's tools collect garbage after snapshots.
+    pub auto_gc: bool,
+    /// The way to the sources, in the syntax of `CVMFS_HTTP_PROXY`.
+    pub proxy: Option<String>,
+    /// More lines for `replica.conf`: variables and values.
+    pub settings: Vec<(String, String)>,
+}
+
+impl AddOptions {
+    /// The defaults for a replica of these sources.
+    pub fn new(now: UnixSeconds, sources: Vec<Url>, public_keys: Vec<PathBuf>) -> Self {
+        Self {
+            now,
+            sources,
+            public_keys,
+            alias: None,
+            url: None,
+            storage: None,
+            owner: "root".into(),
+            group: String::new(),
+            pass_through: false,
+            auto_gc: false,
+            proxy: None,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// Configures a replica.
+///
+/// 1. the source must be open for replication, and its documents must verify with the given keys;
+/// 2. nothing of that name may be configured;
+/// 3. directories of storage and spool area;
+/// 4. configuration files: from then on the replica is known to the tools.
+///
+/// # Errors
+/// Those of the source; `Untrusted` for the wrong keys; `Conflict` if the name is taken.
+pub fn add(root: &ServerRoot, options: &AddOptions) -> Result<Replica> {
+    let proxies: ProxyChain = options.proxy.as_deref().unwrap_or_default().parse()?;
+    let source = HttpStore::new(options.sources.clone(), HttpOptions { proxies, ..HttpOptions::default() })?;
+    let manifest = SignedManifest::parse(&source.read(&NamedFile::Manifest.into())?)?;
+    let name = manifest.unverified().name.clone();
+    if !options.pass_through {
+        let keys = load_keys(&options.public_keys)?;
+        check_source(&source, options.sources.len(), &MemoryStore::new(), &name, &keys, options.now)?;
+    }
+    configure(root, &name, options)
+}
+
+/// Makes directories and configuration files of a replica.
+pub(super) fn configure(root: &ServerRoot, name: &RepositoryName, options: &AddOptions) -> Result<Replica> {
+    let alias = options.alias.as_ref().unwrap_or(name);
+    let config = root.config_dir(alias);
+    if config.exists() {
+        let reason = format!("{} exists; choose another name for the replica with --name", config.display());
+        return Err(Error::conflict(format!("repository {alias}"), reason));
+    }
+    let storage = options.storage.clone().unwrap_or_else(|| root.storage_dir(alias));
+    let storage = std::path::absolute(&storage).at(&storage)?;
+    let spool = root.spool_dir(alias);
+    LocalStore::create(&storage)?;
+    fs::create_dir_all(&spool).at(&spool)?;
+    link_temporary_directory(&storage, &spool)?;
+
+    fs::create_dir_all(&config).at(&config)?;
+    let write = |file: &str, text: &str| {
+        let path = config.join(file);
+        fs::write(&path, text).at(&path)
+    };
+    write("replica.conf", &replica_conf(options)?)?;
+    // The server's file comes last: it is what makes the replica known.
+    write("server.conf", &server_conf(name, alias, &storage, &spool, options))?;
+    Replica::load(root, alias)
+}
+
+/// The reference's tools expect temporary files of a local storage beside the objects.
+fn link_temporary_directory(storage: &Path, spool: &Path) -> Result<()> {
+    let link = spool.join("tmp");
+    match symlink(storage.join("data/txn"), &link) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.at(&link),
+    }
+}
+
+fn server_conf(
+    name: &RepositoryName,
+    alias: &RepositoryName,
+    storage: &Path,
+    spool: &Path,
+    options: &AddOptions,
+) -> String {
+    let (storage, spool) = (storage.display(), spool.display());
+    let url = options.url.clone().unwrap_or_else(|| format!("http://localhost/cvmfs/{alias}"));
+    let AddOptions { owner, group, .. } = options;
+    let mut sources = options.sources.iter().map(|source| source.as_str().trim_end_matches('/'));
+    let first = sources.next().unwrap_or_default();
+    let mut text = format!(
+        "# Created by cvmfs-replica.
+CVMFS_CREATOR_VERSION={CREATOR_VERSION}
+CVMFS_REPOSITORY_NAME={name}
+CVMFS_REPOSITORY_TYPE=stratum1
+CVMFS_USER={owner}
+CVMFS_SPOOL_DIR={spool}
+CVMFS_STRATUM0={first}
+CVMFS_STRATUM1={url}
+CVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}
+CVMFS_SNAPSHOT_GROUP={group}
+"
+    );
+    let others = sources.collect::<Vec<_>>().join(";");
+    if !others.is_empty() {
+        text.push_str(&format!("CVMFS_REPLICA_FALLBACKS='{others}'\n"));
+    }
+    if options.auto_gc {
+        text.push_str("CVMFS_AUTO_GC=true\n");
+    }
+    text
+}
+
+fn replica_conf(options: &AddOptions) -> Result<String> {
+    let mut text = "# Created by cvmfs-replica.\n".to_owned();
+    if options.pass_through {
+        text.push_str("CVMFS_PASSTHROUGH=true\n");
+    } else {
+        let absolute = |path: &PathBuf| std::path::absolute(path).at(path).map(|path| path.display().to_string());
+        let keys = options.public_keys.iter().map(absolute).collect::<Result<Vec<_>>>()?.join(":");
+        text.push_str(&format!(
+            "CVMFS_NUM_WORKERS={USUAL_WORKERS}\nCVMFS_PUBLIC_KEY={keys}\nCVMFS_HTTP_TIMEOUT=10\nCVMFS_HTTP_RETRIES=3\n"
+        ));
+    }
+    let proxy = options.proxy.iter().map(|proxy| ("CVMFS_HTTP_PROXY", &proxy[..]));
+    let settings = options.settings.iter().map(|(key, value)| (&key[..], &value[..]));
+    for (key, value) in proxy.chain(settings) {
+        if value.contains(['\'', '\n']) {
+            return Err(Error::invalid(key, "quotes and line ends cannot be kept in a configuration file"));
+        }
+        text.push_str(&format!("{key}='{value}'\n"));
+    }
+    Ok(text)
+}

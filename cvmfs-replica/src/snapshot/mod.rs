@@ -1,0 +1,351 @@
+//! Snapshots: bringing a replica to the newest revision of its source.
+//!
+//! 1. Take the lock. Fetch the manifest. If it is ours and the last run ended well, all is done: one request.
+//! 2. The source must be open for replication; whitelist, certificate and manifest must verify, and must not be older
+//!    than ours. A source whose documents do not verify is left for the next one.
+//! 3. Certificate, meta info and tag database: kept as they are stored at the source.
+//! 4. Complete the trees: the newest revision, those before it, those with tags ([`walk`]). Root catalogs are stored
+//!    when their tree is complete, a former revision before those that came after it.
+//! 5. If anything could not be had, everything else is there now, and the old revision stays.
+//! 6. Flush, reflog, whitelist, and **the manifest last**; then the files that monitors read.
+//!
+//! Killed at any moment, the replica has its old revision or the new one, complete, and the next run fetches what is
+//! missing.
+//!
+//! Source: `cvmfs/swissknife_pull.cc`, `cvmfs/server/cvmfs_server_snapshot.sh`.
+
+mod crash;
+mod failures;
+mod proven;
+mod source;
+mod trees;
+mod walk;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cvmfs_core::catalog::Catalog;
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::fetch::HttpStore;
+use cvmfs_core::fetch::queue::QueueOptions;
+use cvmfs_core::hash::{Algorithm, ObjectId};
+use cvmfs_core::manifest::{Manifest, SignedManifest};
+use cvmfs_core::progress::{Cancel, Progress, Unit};
+use cvmfs_core::reflog::StoredReflog;
+use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _, WriteStore};
+use cvmfs_core::trust::keys::PublicKey;
+use cvmfs_core::trust::whitelist::SignedWhitelist;
+use serde::{Deserialize, Serialize};
+
+use self::proven::{LastGood, Proven};
+use self::source::{Documents, Trust};
+use self::walk::{Setting, Target, Walk};
+use crate::replica::Replica;
+use crate::status::{self, HistoryEntry, Snapshotting};
+
+pub use failures::Failures;
+pub(crate) use source::{check_source, stored_certificate};
+pub use walk::Counts;
+
+/// A whitelist is fetched again after so many seconds, though the manifest did not change.
+const WHITELIST_CHECK: i64 = 6 * 3600;
+/// A whitelist that expires in so many seconds is fetched again each time.
+const WHITELIST_SLACK: i64 = 7 * 86_400;
+/// Most bytes of a catalog, inflated, unless somebody says more.
+const MAX_CATALOG_SIZE: u64 = 4 << 30;
+
+/// Choices for a snapshot.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions {
+    /// The time of the run.
+    pub now: UnixSeconds,
+    /// How long to wait for another run on the same replica.
+    pub patience: Duration,
+    /// Take a revision that is older than the one that the replica has.
+    pub accept_older: bool,
+    /// Replicate former revisions with the first snapshot as well; later ones do anyway.
+    pub history: bool,
+    /// Most bytes of a catalog, inflated.
+    pub max_catalog_size: u64,
+}
+
+impl SnapshotOptions {
+    /// The defaults for a run at `now`.
+    pub fn new(now: UnixSeconds) -> Self {
+        Self {
+            now,
+            patience: Duration::MAX,
+            accept_older: false,
+            history: false,
+            max_catalog_size: MAX_CATALOG_SIZE,
+        }
+    }
+}
+
+/// How a snapshot ended, if not with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The replica has the newest revision now.
+    Updated,
+    /// It had it already.
+    Unchanged,
+    /// Something could not be had; the replica has the revision that it had before.
+    Incomplete,
+    /// There is nothing to do for a replica that passes requests on.
+    PassThrough,
+}
+
+/// What a snapshot did.
+#[derive(Debug, Clone, Serialize)]
+pub struct SnapshotOutcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// The revision that the replica has now.
+    pub revision: Option<u64>,
+    /// The revision that it had before.
+    pub previous_revision: Option<u64>,
+    /// The root catalog of the revision that it has now.
+    pub root_hash: Option<String>,
+    /// What was fetched.
+    pub counts: Counts,
+    /// How long it took.
+    pub seconds: f64,
+    /// What could not be had.
+    #[serde(skip_serializing_if = "Failures::is_empty")]
+    pub failures: Failures,
+    /// What the operator should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Brings a replica to the newest revision of its source; see the [module](self).
+///
+/// # Errors
+/// `Conflict` if another run takes too long; `Untrusted` or `Expired` if no source has documents that verify; `Refused`
+/// if the source is not open for replication, or has an older revision only. What could not be had otherwise is no
+/// error, but an outcome with the ending [`Ending::Incomplete`].
+pub fn snapshot(
+    replica: &Replica,
+    options: &SnapshotOptions,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<SnapshotOutcome> {
+    if replica.is_pass_through {
+        return Ok(outcome_of(Ending::PassThrough, None));
+    }
+    // The first snapshot may take days; whoever comes meanwhile comes again anyway.
+    let patience = if replica.is_complete() { options.patience } else { Duration::ZERO };
+    let _lock = replica.lock(patience, cancel)?;
+    let started = Instant::now();
+    let result = Run::open(replica, options, cancel).and_then(|run| run.run(progress));
+    let seconds = started.elapsed().as_secs_f64();
+    let entry = HistoryEntry {
+        start: options.now.0,
+        seconds,
+        ending: result.as_ref().ok().map(|outcome| outcome.ending),
+        revision: result.as_ref().ok().and_then(|outcome| outcome.revision),
+        counts: result.as_ref().map(|outcome| outcome.counts).unwrap_or_default(),
+        error: match &result {
+            Ok(outcome) if outcome.failures.is_empty() => None,
+            Ok(outcome) => Some(outcome.failures.to_string()),
+            Err(error) => Some(error.to_string()),
+        },
+    };
+    if let Err(error) = status::add_to_history(replica, &entry) {
+        tracing::warn!(%error, "cannot note the run");
+    }
+    result.map(|outcome| SnapshotOutcome { seconds, ..outcome })
+}
+
+/// A run, with all that it works on.
+struct Run<'a> {
+    replica: &'a Replica,
+    options: &'a SnapshotOptions,
+    cancel: &'a Cancel,
+    store: Arc<LocalStore>,
+    source: Arc<HttpStore>,
+    keys: Vec<PublicKey>,
+    /// The manifest that the replica has.
+    ours: Option<SignedManifest>,
+}
+
+impl<'a> Run<'a> {
+    fn open(replica: &'a Replica, options: &'a SnapshotOptions, cancel: &'a Cancel) -> Result<Self> {
+        let store = Arc::new(LocalStore::create(&replica.storage)?);
+        let ours = match store.read(&NamedFile::Manifest.into()) {
+            Err(error) if error.is_not_found() => None,
+            // A file that is no manifest is replaced like an old one.
+            bytes => SignedManifest::parse(&bytes?).ok(),
+        };
+        Ok(Self {
+            replica,
+            options,
+            cancel,
+            store,
+            source: Arc::new(HttpStore::new(replica.sources.clone(), replica.http_options()?)?),
+            keys: replica.master_keys()?,
+            ours,
+        })
+    }
+
+    fn run(&self, progress: &dyn Progress) -> Result<SnapshotOutcome> {
+        let proven = Proven::open(&self.replica.spool, self.replica.selection.path_key())?;
+        let bytes = self.source.read(&NamedFile::Manifest.into())?;
+        if self.is_unchanged(&proven, &bytes)? {
+            status::set_last_snapshot(&*self.store, self.options.now)?;
+            return Ok(outcome_of(Ending::Unchanged, self.ours.as_ref()));
+        }
+
+        source::check_open(&self.source)?;
+        let servers = self.replica.sources.len();
+        let documents =
+            Documents::fetch(&self.source, servers, &*self.store, Some(bytes), self.trust(), |new| self.check_age(new))?;
+        proven.begin()?;
+        let unfinished = crash::begin(&self.replica.spool, &self.store, self.cancel)?;
+        let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;
+
+        progress.phase("fetching", Unit::Bytes, None);
+        self.fetch_named_objects(&documents)?;
+        let walk = Walk::new(self.setting(proven)?)?;
+        let trees = trees::complete(self, &walk, &documents.manifest, progress)?;
+        self.store.flush()?;
+        let outcome = SnapshotOutcome {
+            counts: walk.counts(),
+            failures: trees.failures,
+            warnings: trees.warnings,
+            ..outcome_of(Ending::Incomplete, self.ours.as_ref())
+        };
+        if !outcome.failures.is_empty() {
+            unfinished.end()?;
+            return Ok(outcome);
+        }
+        self.publish(&walk, &documents)?;
+        unfinished.end()?;
+        drop(snapshotting);
+        status::set_last_snapshot(&*self.store, self.options.now)?;
+        let Manifest { revision, root_catalog, .. } = documents.manifest;
+        Ok(SnapshotOutcome {
+            ending: Ending::Updated,
+            revision: Some(revision),
+            root_hash: Some(root_catalog.to_string()),
+            ..outcome
+        })
+    }
+
+    fn trust(&self) -> Trust<'_> {
+        Trust { name: &self.replica.name, keys: &self.keys, now: self.options.now }
+    }
+
+    /// Whether nothing is to be done for the source's manifest. The whitelist is fetched now and then.
+    fn is_unchanged(&self, proven: &Proven, manifest: &[u8]) -> Result<bool> {
+        let (Some(ours), Some(good)) = (&self.ours, proven.last_good()?) else { return Ok(false) };
+        if ours.bytes() != manifest || good.key != self.key(manifest) {
+            return Ok(false);
+        }
+        let now = self.options.now;
+        let Trust { name, keys, .. } = self.trust();
+        let stored = self.store.read(&NamedFile::Whitelist.into())?;
+        let expires = SignedWhitelist::parse(&stored)
+            .and_then(|whitelist| whitelist.verify(name, keys, now).map(|whitelist| whitelist.expires));
+        let is_good = expires.is_ok_and(|expires| expires.0 - now.0 > WHITELIST_SLACK);
+        let age = now.0 - good.whitelist_checked.0;
+        if is_good && (0..WHITELIST_CHECK).contains(&age) {
+            return Ok(true);
+        }
+        let certificate = source::stored_certificate(&*self.store, ours)?;
+        let whitelist = source::fetch_whitelist(&self.source, self.trust(), &certificate)?;
+        if whitelist != stored {
+            self.store.write(NamedFile::Whitelist, &whitelist)?;
+        }
+        proven.end(&LastGood { whitelist_checked: now, ..good })?;
+        Ok(true)
+    }
+
+    /// Tells the manifest, and what of the revision was replicated.
+    fn key(&self, manifest: &[u8]) -> String {
+        format!("{} {}", Algorithm::Sha1.hash(manifest), self.replica.selection.key())
+    }
+
+    /// Refuses to go back.
+    fn check_age(&self, new: &Manifest) -> Result<()> {
+        let Some(ours) = self.ours.as_ref().map(SignedManifest::unverified) else { return Ok(()) };
+        if self.options.accept_older || (new.revision, new.timestamp) >= (ours.revision, ours.timestamp) {
+            return Ok(());
+        }
+        let reason = match new.revision.cmp(&ours.revision) {
+            std::cmp::Ordering::Less => {
+                format!("revision {} is older than {}, which the replica has", new.revision, ours.revision)
+            }
+            _ => format!("revision {} was signed before the one that the replica has", new.revision),
+        };
+        let what = self.source.describe(&NamedFile::Manifest.into());
+        Err(Error::Refused { what, reason: format!("{reason} (see --accept-older)") })
+    }
+
+    /// Stores certificate, meta info and tag database.
+    fn fetch_named_objects(&self, documents: &Documents) -> Result<()> {
+        let Documents { manifest, certificate_bytes, .. } = documents;
+        self.store.put(&manifest.certificate_object(), certificate_bytes)?;
+        for id in [manifest.metainfo_object(), manifest.history_object()].into_iter().flatten() {
+            if self.store.size(&id.into())?.is_none_or(|size| size == 0) {
+                self.store.put(&id, &self.source.read(&id.into())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn setting(&self, proven: Proven) -> Result<Setting> {
+        let scratch = self.replica.scratch()?;
+        let storage = Arc::clone(&self.store) as Arc<dyn WriteStore>;
+        let (catalogs, inflated) = (Arc::clone(&self.store), scratch.clone());
+        Ok(Setting {
+            source: Arc::clone(&self.source),
+            target: Target {
+                compressed: Arc::clone(&storage),
+                plain: storage,
+                open_catalog: Box::new(move |hash, limit| Catalog::fetch_limited(&*catalogs, hash, &inflated, limit)),
+            },
+            waiting: Arc::new(LocalStore::create(self.replica.spool.join("catalogs"))?),
+            proven,
+            selection: self.replica.selection.clone(),
+            scratch,
+            max_catalog_size: self.options.max_catalog_size,
+            queue: QueueOptions { max_in_flight: self.replica.transfer.max_requests, ..QueueOptions::default() },
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    /// Makes the new revision the one that the replica has.
+    fn publish(&self, walk: &Walk, documents: &Documents) -> Result<()> {
+        let Documents { manifest, manifest_bytes, whitelist_bytes, .. } = documents;
+        let mut named = vec![manifest.root_object(), manifest.certificate_object()];
+        named.extend(manifest.history_object().into_iter().chain(manifest.metainfo_object()));
+        if manifest.shortcuts {
+            named.iter().try_for_each(|id| self.store.put_shortcut(id))?;
+        }
+        named.extend(walk.proven().roots()?.into_iter().map(ObjectId::catalog));
+        let reflog = StoredReflog { store: &*self.store, spool: &self.replica.spool, name: &self.replica.name };
+        reflog.add(None, manifest.root_catalog.algorithm(), self.options.now, &named)?;
+        self.store.write(NamedFile::Whitelist, whitelist_bytes)?;
+        self.store.write(NamedFile::Manifest, manifest_bytes)?;
+        let good = LastGood { key: self.key(manifest_bytes), whitelist_checked: self.options.now };
+        walk.proven().end(&good)
+    }
+}
+
+/// The outcome of a run that did nothing, for a replica that has this manifest.
+fn outcome_of(ending: Ending, ours: Option<&SignedManifest>) -> SnapshotOutcome {
+    let ours = ours.map(SignedManifest::unverified);
+    SnapshotOutcome {
+        ending,
+        revision: ours.map(|manifest| manifest.revision),
+        previous_revision: ours.map(|manifest| manifest.revision),
+        root_hash: ours.map(|manifest| manifest.root_catalog.to_string()),
+        counts: Counts::default(),
+        seconds: 0.0,
+        failures: Failures::default(),
+        warnings: Vec::new(),
+    }
+}
