@@ -54,7 +54,8 @@ impl Selection {
     /// Selects tags by name.
     pub fn with_tags<'a>(mut self, patterns: impl Iterator<Item = &'a str>) -> Result<Self> {
         let parse = |text: &str| {
-            let invalid = || Error::invalid(format!("tag pattern {text:?}"), "a backslash must be followed by *, ? or \\");
+            let invalid =
+                || Error::invalid(format!("tag pattern {text:?}"), "a backslash must be followed by *, ? or \\");
             Pattern::parse(text.as_bytes()).ok_or_else(invalid)
         };
         self.tags = Some(patterns.map(parse).collect::<Result<_>>()?);

@@ -7,11 +7,13 @@ use super::add_replica::{SourceArgs, print};
 
 /// Take over the storage of a Stratum 1 that exists, in place
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A Stratum 1 with configuration files of cvmfs_server needs no import: its replicas are known already.
+#[command(
+    after_help = "A Stratum 1 with configuration files of cvmfs_server needs no import: its replicas are known already.
 
 Examples:
   cvmfs-replica import software.example.org --stratum0 http://s0.example.org/cvmfs/software.example.org --public-key example.org.pub
-  cvmfs-replica import mirror.example.org --storage /data/mirror --stratum0 URL --public-key /etc/cvmfs/keys/example.org")]
+  cvmfs-replica import mirror.example.org --storage /data/mirror --stratum0 URL --public-key /etc/cvmfs/keys/example.org"
+)]
 pub(super) struct Arguments {
     /// Name of the replica on this server, and of its storage unless that is elsewhere
     #[arg(value_name = "ALIAS")]

@@ -109,7 +109,10 @@ impl Replica {
         variables.extend(Variables::load(&directory.join("server.conf"))?);
         let file = directory.join("replica.conf");
         if !file.is_file() {
-            return Err(Error::not_found(format!("a replica {alias} (it is a stratum0: {} is missing)", file.display())));
+            return Err(Error::not_found(format!(
+                "a replica {alias} (it is a stratum0: {} is missing)",
+                file.display()
+            )));
         }
         variables.extend(Variables::load(&file)?);
 

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
-use super::bundle;
 use super::answer::{ResponseBody, text};
+use super::bundle;
 use super::connection::Shared;
 use super::respond;
 use super::route::ApiCall;

@@ -73,13 +73,7 @@ pub struct SnapshotOptions {
 impl SnapshotOptions {
     /// The defaults for a run at `now`.
     pub fn new(now: UnixSeconds) -> Self {
-        Self {
-            now,
-            patience: Duration::MAX,
-            accept_older: false,
-            history: false,
-            max_catalog_size: MAX_CATALOG_SIZE,
-        }
+        Self { now, patience: Duration::MAX, accept_older: false, history: false, max_catalog_size: MAX_CATALOG_SIZE }
     }
 }
 
@@ -200,8 +194,9 @@ impl<'a> Run<'a> {
 
         source::check_open(&self.source)?;
         let servers = self.replica.sources.len();
-        let documents =
-            Documents::fetch(&self.source, servers, &*self.store, Some(bytes), self.trust(), |new| self.check_age(new))?;
+        let documents = Documents::fetch(&self.source, servers, &*self.store, Some(bytes), self.trust(), |new| {
+            self.check_age(new)
+        })?;
         proven.begin()?;
         let unfinished = crash::begin(&self.replica.spool, &self.store, self.cancel)?;
         let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;

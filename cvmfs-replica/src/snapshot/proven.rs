@@ -106,9 +106,7 @@ impl Proven {
     pub(super) fn last_good(&self) -> Result<Option<LastGood>> {
         self.with(|connection| {
             let fact = |key: &str| -> rusqlite::Result<Option<String>> {
-                connection
-                    .query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0))
-                    .optional()
+                connection.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).optional()
             };
             let (key, checked) = (fact("last good")?, fact("whitelist checked")?);
             let checked = checked.and_then(|text| text.parse().ok()).map(UnixSeconds);
@@ -136,8 +134,7 @@ impl Proven {
     }
 
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let mut connection: MutexGuard<'_, Connection> =
-            self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection: MutexGuard<'_, Connection> = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         run(&mut connection).map_err(|error| Error::database(&self.what, error))
     }
 }

@@ -102,7 +102,8 @@ impl Trees {
             let ending = walk.complete(&[root], progress)?.get(&previous).copied().unwrap_or(Ending::Failed);
             if ending == Ending::Missing && is_collectable {
                 let missing = walk.take_failures();
-                self.warnings.push(format!("former revisions from {previous} on are collected at the source: {missing}"));
+                self.warnings
+                    .push(format!("former revisions from {previous} on are collected at the source: {missing}"));
                 break;
             }
             self.take_failures(walk, previous, ending);
