@@ -3,7 +3,9 @@
 
 #![allow(dead_code, reason = "every scenario uses another part")]
 
+pub(crate) mod fixture;
 pub(crate) mod reference;
+pub(crate) mod replica;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -3,6 +3,7 @@
 mod add_replica;
 mod import;
 mod list;
+mod preload;
 mod remove;
 mod serve;
 mod snapshot;
@@ -34,6 +35,7 @@ enum Command {
     Status(status::Arguments),
     List(list::Arguments),
     Remove(remove::Arguments),
+    Preload(preload::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -46,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Status(status) => status::run(global, status),
         Command::List(list) => list::run(global, list),
         Command::Remove(remove) => remove::run(global, remove),
+        Command::Preload(preload) => preload::run(global, preload),
     }
 }
 

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::fetch::{HttpOptions, HttpStore, ProxyChain, Url};
+use cvmfs_core::fetch::{HttpStore, Url};
 use cvmfs_core::manifest::SignedManifest;
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::server::ServerRoot;
 use cvmfs_core::storage::{LocalStore, MemoryStore, NamedFile, ReadStore as _};
 
-use super::{Replica, USUAL_WORKERS, load_keys};
-use crate::snapshot::check_source;
+use super::{Replica, Transfer, USUAL_WORKERS, load_keys};
+use crate::snapshot::source::check_source;
 
 /// Layout of configuration and spool area that the reference's tools of today use.
 const CREATOR_VERSION: u32 = 143;
@@ -79,8 +79,9 @@ impl AddOptions {
 /// # Errors
 /// Those of the source; `Untrusted` for the wrong keys; `Conflict` if the name is taken.
 pub fn add(root: &ServerRoot, options: &AddOptions) -> Result<Replica> {
-    let proxies: ProxyChain = options.proxy.as_deref().unwrap_or_default().parse()?;
-    let source = HttpStore::new(options.sources.clone(), HttpOptions { proxies, ..HttpOptions::default() })?;
+    let proxies = options.proxy.as_deref().unwrap_or_default().parse()?;
+    let transfer = Transfer { proxies, ..Transfer::default() };
+    let source = HttpStore::new(options.sources.clone(), transfer.http_options(std::env::temp_dir()))?;
     let manifest = SignedManifest::parse(&source.read(&NamedFile::Manifest.into())?)?;
     let name = manifest.unverified().name.clone();
     if !options.pass_through {

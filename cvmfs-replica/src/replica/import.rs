@@ -10,7 +10,7 @@ use cvmfs_core::trust::whitelist::SignedWhitelist;
 
 use super::add::configure;
 use super::{AddOptions, Replica, load_keys};
-use crate::snapshot::stored_certificate;
+use crate::snapshot::source::stored_certificate;
 
 /// Choices for taking over a storage.
 #[derive(Debug, Clone)]

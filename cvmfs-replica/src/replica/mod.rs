@@ -163,20 +163,7 @@ impl Replica {
 
     /// What requests to the sources have in common.
     pub fn http_options(&self) -> Result<HttpOptions> {
-        let Transfer { timeout, retries, ref proxies, .. } = self.transfer;
-        Ok(HttpOptions {
-            proxies: proxies.clone(),
-            connect_timeout: timeout,
-            low_speed_time: timeout,
-            retries,
-            // As the reference's replication does.
-            backoff_max: Duration::from_secs(2),
-            // What is newest at the source counts, not what a cache on the way remembers.
-            fresh_named_files: true,
-            temporary_directory: Some(self.scratch()?),
-            user_agent: concat!("cvmfs-replica/", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..HttpOptions::default()
-        })
+        Ok(self.transfer.http_options(self.scratch()?))
     }
 
     /// Takes the right to change the replica, waiting at most `patience`.
@@ -203,6 +190,23 @@ impl Replica {
 }
 
 impl Transfer {
+    /// What requests have in common; large objects wait in `scratch`.
+    pub(crate) fn http_options(&self, scratch: PathBuf) -> HttpOptions {
+        HttpOptions {
+            proxies: self.proxies.clone(),
+            connect_timeout: self.timeout,
+            low_speed_time: self.timeout,
+            retries: self.retries,
+            // As the reference's replication does.
+            backoff_max: Duration::from_secs(2),
+            // What is newest at the source counts, not what a cache on the way remembers.
+            fresh_named_files: true,
+            temporary_directory: Some(scratch),
+            user_agent: concat!("cvmfs-replica/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ..HttpOptions::default()
+        }
+    }
+
     fn of(variables: &Variables) -> Result<Self> {
         let default = Self::default();
         let workers = variables.parse("CVMFS_NUM_WORKERS")?.filter(|&workers| workers != USUAL_WORKERS && workers > 0);

@@ -16,20 +16,22 @@
 
 mod crash;
 mod failures;
-mod proven;
-mod source;
+pub(crate) mod proven;
+pub(crate) mod source;
 mod trees;
-mod walk;
+pub(crate) mod walk;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cvmfs_core::catalog::Catalog;
 use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::compression::Compression;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::fetch::HttpStore;
 use cvmfs_core::fetch::queue::QueueOptions;
-use cvmfs_core::hash::{Algorithm, ObjectId};
+use cvmfs_core::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::progress::{Cancel, Progress, Unit};
 use cvmfs_core::reflog::StoredReflog;
@@ -45,7 +47,6 @@ use crate::replica::Replica;
 use crate::status::{self, HistoryEntry, Snapshotting};
 
 pub use failures::Failures;
-pub(crate) use source::{check_source, stored_certificate};
 pub use walk::Counts;
 
 /// A whitelist is fetched again after so many seconds, though the manifest did not change.
@@ -53,7 +54,7 @@ const WHITELIST_CHECK: i64 = 6 * 3600;
 /// A whitelist that expires in so many seconds is fetched again each time.
 const WHITELIST_SLACK: i64 = 7 * 86_400;
 /// Most bytes of a catalog, inflated, unless somebody says more.
-const MAX_CATALOG_SIZE: u64 = 4 << 30;
+pub(crate) const MAX_CATALOG_SIZE: u64 = 4 << 30;
 
 /// Choices for a snapshot.
 #[derive(Debug, Clone)]
@@ -188,6 +189,8 @@ impl<'a> Run<'a> {
         let proven = Proven::open(&self.replica.spool, self.replica.selection.path_key())?;
         let bytes = self.source.read(&NamedFile::Manifest.into())?;
         if self.is_unchanged(&proven, &bytes)? {
+            // A run that was killed may have left it.
+            self.store.remove(NamedFile::IsSnapshotting)?;
             status::set_last_snapshot(&*self.store, self.options.now)?;
             return Ok(outcome_of(Ending::Unchanged, self.ours.as_ref()));
         }
@@ -202,12 +205,12 @@ impl<'a> Run<'a> {
         let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;
 
         progress.phase("fetching", Unit::Bytes, None);
-        self.fetch_named_objects(&documents)?;
+        let named = self.fetch_named_objects(&documents)?;
         let walk = Walk::new(self.setting(proven)?)?;
         let trees = trees::complete(self, &walk, &documents.manifest, progress)?;
         self.store.flush()?;
         let outcome = SnapshotOutcome {
-            counts: walk.counts(),
+            counts: walk.counts().and(named),
             failures: trees.failures,
             warnings: trees.warnings,
             ..outcome_of(Ending::Incomplete, self.ours.as_ref())
@@ -279,29 +282,32 @@ impl<'a> Run<'a> {
         Err(Error::Refused { what, reason: format!("{reason} (see --accept-older)") })
     }
 
-    /// Stores certificate, meta info and tag database.
-    fn fetch_named_objects(&self, documents: &Documents) -> Result<()> {
+    /// Stores certificate, meta info and tag database, each as it is at the source.
+    fn fetch_named_objects(&self, documents: &Documents) -> Result<Counts> {
         let Documents { manifest, certificate_bytes, .. } = documents;
-        self.store.put(&manifest.certificate_object(), certificate_bytes)?;
-        for id in [manifest.metainfo_object(), manifest.history_object()].into_iter().flatten() {
-            if self.store.size(&id.into())?.is_none_or(|size| size == 0) {
-                self.store.put(&id, &self.source.read(&id.into())?)?;
+        let mut counts = Counts::default();
+        let others = [manifest.metainfo_object(), manifest.history_object()].into_iter().flatten();
+        for id in others.chain([manifest.certificate_object()]) {
+            if self.store.read(&id.into()).is_ok_and(|stored| id.hash.algorithm().hash(&stored) == id.hash) {
+                continue;
             }
+            let stored = match id.kind {
+                ObjectKind::Certificate => certificate_bytes.clone(),
+                _ => self.source.read(&id.into())?,
+            };
+            self.store.discard(&id)?;
+            self.store.put(&id, &stored)?;
+            counts.add_object(stored.len());
         }
-        Ok(())
+        Ok(counts)
     }
 
     fn setting(&self, proven: Proven) -> Result<Setting> {
         let scratch = self.replica.scratch()?;
         let storage = Arc::clone(&self.store) as Arc<dyn WriteStore>;
-        let (catalogs, inflated) = (Arc::clone(&self.store), scratch.clone());
         Ok(Setting {
             source: Arc::clone(&self.source),
-            target: Target {
-                compressed: Arc::clone(&storage),
-                plain: storage,
-                open_catalog: Box::new(move |hash, limit| Catalog::fetch_limited(&*catalogs, hash, &inflated, limit)),
-            },
+            target: Box::new(Storage { store: storage, scratch: scratch.clone() }),
             waiting: Arc::new(LocalStore::create(self.replica.spool.join("catalogs"))?),
             proven,
             selection: self.replica.selection.clone(),
@@ -327,6 +333,28 @@ impl<'a> Run<'a> {
         self.store.write(NamedFile::Manifest, manifest_bytes)?;
         let good = LastGood { key: self.key(manifest_bytes), whitelist_checked: self.options.now };
         walk.proven().end(&good)
+    }
+}
+
+/// The storage of a replica.
+struct Storage {
+    store: Arc<dyn WriteStore>,
+    scratch: PathBuf,
+}
+
+impl Target for Storage {
+    fn store(&self, _compression: Compression) -> &Arc<dyn WriteStore> {
+        &self.store
+    }
+
+    fn has(&self, id: &ObjectId) -> Result<bool> {
+        let is_empty = || id.hash == id.hash.algorithm().hash(b"");
+        // An empty file is what a crash leaves; that of an empty object is none the worse for it.
+        Ok(self.store.size(&(*id).into())?.is_some_and(|size| size > 0 || is_empty()))
+    }
+
+    fn open_catalog(&self, catalog: ContentHash, limit: u64) -> Result<Catalog> {
+        Catalog::fetch_limited(&*self.store, catalog, &self.scratch, limit)
     }
 }
 

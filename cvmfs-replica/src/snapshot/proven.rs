@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 
 /// The opened database.
 #[derive(Debug)]
-pub(super) struct Proven {
+pub(crate) struct Proven {
     connection: Mutex<Connection>,
     selection: String,
     what: String,
@@ -33,16 +33,16 @@ pub(super) struct Proven {
 
 /// What the last good run ended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LastGood {
+pub(crate) struct LastGood {
     /// Tells the manifest, and with what choices it was replicated.
-    pub(super) key: String,
+    pub(crate) key: String,
     /// When the whitelist was fetched.
-    pub(super) whitelist_checked: UnixSeconds,
+    pub(crate) whitelist_checked: UnixSeconds,
 }
 
 impl Proven {
     /// Opens the database in the spool directory for one selection of paths; a damaged one is made anew.
-    pub(super) fn open(spool: &Path, selection: &str) -> Result<Self> {
+    pub(crate) fn open(spool: &Path, selection: &str) -> Result<Self> {
         let path = spool.join("proven.db");
         let what = path.display().to_string();
         let connect = || {
@@ -63,7 +63,7 @@ impl Proven {
     }
 
     /// Whether the tree of a catalog was proven to be in the storage.
-    pub(super) fn contains(&self, catalog: ContentHash) -> Result<bool> {
+    pub(crate) fn contains(&self, catalog: ContentHash) -> Result<bool> {
         self.with(|connection| {
             connection
                 .prepare_cached("SELECT 1 FROM proven WHERE hash = ?1 AND selection = ?2")?
@@ -72,7 +72,7 @@ impl Proven {
     }
 
     /// Enters catalogs. Everything that they reach must have been made durable.
-    pub(super) fn insert(&self, catalogs: &[ContentHash]) -> Result<()> {
+    pub(crate) fn insert(&self, catalogs: &[ContentHash]) -> Result<()> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             for catalog in catalogs {
@@ -84,18 +84,18 @@ impl Proven {
     }
 
     /// Forgets a catalog whose tree turned out not to be in the storage.
-    pub(super) fn remove(&self, catalog: ContentHash) -> Result<()> {
+    pub(crate) fn remove(&self, catalog: ContentHash) -> Result<()> {
         self.with(|connection| connection.execute("DELETE FROM proven WHERE hash = ?1", [key(catalog)]).map(drop))
     }
 
     /// Notes that a root catalog is about to be stored, for the reflog.
-    pub(super) fn add_root(&self, root: ContentHash) -> Result<()> {
+    pub(crate) fn add_root(&self, root: ContentHash) -> Result<()> {
         let sql = "INSERT OR IGNORE INTO roots (hash) VALUES (?1)";
         self.with(|connection| connection.execute(sql, [root.to_string()]).map(drop))
     }
 
     /// The root catalogs that the reflog lacks.
-    pub(super) fn roots(&self) -> Result<Vec<ContentHash>> {
+    pub(crate) fn roots(&self) -> Result<Vec<ContentHash>> {
         let texts: Vec<String> = self.with(|connection| {
             connection.prepare("SELECT hash FROM roots ORDER BY hash")?.query_map([], |row| row.get(0))?.collect()
         })?;
@@ -103,7 +103,7 @@ impl Proven {
     }
 
     /// What the last run ended with; `None` if it did not end well, or there was none.
-    pub(super) fn last_good(&self) -> Result<Option<LastGood>> {
+    pub(crate) fn last_good(&self) -> Result<Option<LastGood>> {
         self.with(|connection| {
             let fact = |key: &str| -> rusqlite::Result<Option<String>> {
                 connection.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).optional()
@@ -115,12 +115,12 @@ impl Proven {
     }
 
     /// Notes that a run begins: until it ends well, nothing is known to be good.
-    pub(super) fn begin(&self) -> Result<()> {
+    pub(crate) fn begin(&self) -> Result<()> {
         self.with(|connection| connection.execute("DELETE FROM facts WHERE key = 'last good'", []).map(drop))
     }
 
     /// Notes what a good run ended with; the reflog has all roots.
-    pub(super) fn end(&self, good: &LastGood) -> Result<()> {
+    pub(crate) fn end(&self, good: &LastGood) -> Result<()> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM roots", [])?;

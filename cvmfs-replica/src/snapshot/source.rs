@@ -20,8 +20,7 @@ pub(crate) struct Documents {
     /// As it was signed.
     pub(crate) manifest_bytes: Vec<u8>,
     pub(crate) whitelist_bytes: Vec<u8>,
-    pub(crate) certificate: Certificate,
-    /// The stored bytes of its object.
+    /// The stored bytes of the certificate's object.
     pub(crate) certificate_bytes: Vec<u8>,
 }
 
@@ -102,7 +101,7 @@ impl Documents {
             .check_certificate(&certificate)
             .and_then(|()| signed.verify(name, &certificate).cloned())
             .map_err(|error| at(place(NamedFile::Manifest), error))?;
-        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate, certificate_bytes })
+        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes })
     }
 }
 

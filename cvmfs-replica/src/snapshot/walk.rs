@@ -42,22 +42,21 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 const SIZE_SLACK: u64 = 64 << 20;
 
 /// Where a walk brings things.
-pub(crate) struct Target {
-    /// Takes catalogs, and objects that are zlib streams.
-    pub(crate) compressed: Arc<dyn WriteStore>,
-    /// Takes objects that are stored as they are.
-    pub(crate) plain: Arc<dyn WriteStore>,
-    /// Opens a catalog of the target that has at most so many bytes.
-    pub(crate) open_catalog: OpenCatalog,
-}
+pub(crate) trait Target: Send + Sync {
+    /// The store that takes objects which are stored this way at the source; catalogs are zlib streams.
+    fn store(&self, compression: Compression) -> &Arc<dyn WriteStore>;
 
-/// Opens a catalog by hash that has at most so many bytes.
-pub(crate) type OpenCatalog = Box<dyn Fn(ContentHash, u64) -> Result<Catalog> + Send + Sync>;
+    /// Whether an object is there, undamaged as far as a look shows.
+    fn has(&self, id: &ObjectId) -> Result<bool>;
+
+    /// Opens a catalog that is there and has at most `limit` bytes.
+    fn open_catalog(&self, catalog: ContentHash, limit: u64) -> Result<Catalog>;
+}
 
 /// What a walk works with.
 pub(crate) struct Setting {
     pub(crate) source: Arc<HttpStore>,
-    pub(crate) target: Target,
+    pub(crate) target: Box<dyn Target>,
     /// Catalogs that are fetched and not complete.
     pub(crate) waiting: Arc<dyn WriteStore>,
     pub(crate) proven: Proven,
@@ -103,6 +102,22 @@ pub struct Counts {
     pub catalogs: u64,
     /// Objects that were looked up.
     pub looked_up: u64,
+}
+
+impl Counts {
+    pub(super) fn add_object(&mut self, stored_size: usize) {
+        self.objects += 1;
+        self.bytes += stored_size as u64;
+    }
+
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            objects: self.objects + other.objects,
+            bytes: self.bytes + other.bytes,
+            catalogs: self.catalogs + other.catalogs,
+            looked_up: self.looked_up + other.looked_up,
+        }
+    }
 }
 
 /// A walk over any number of trees.
@@ -174,7 +189,7 @@ impl Walk {
             let (source, destination) = (Arc::clone(&setting.source), Arc::clone(destination));
             ObjectQueue::new(source, destination, setting.queue.clone(), setting.cancel.clone())
         };
-        let Target { compressed, plain, .. } = &setting.target;
+        let [compressed, plain] = [Compression::Zlib, Compression::None].map(|kind| setting.target.store(kind));
         let shared = Arc::new(Shared {
             catalog_queue: queue(&setting.waiting)?,
             compressed_queue: queue(compressed)?,
@@ -238,7 +253,7 @@ impl Walk {
     pub(crate) fn open_root(&self, root: &Root) -> Result<Catalog> {
         let limit = self.shared.size_limit(root.size);
         if self.shared.is_stored(root.catalog)? {
-            return (self.shared.setting.target.open_catalog)(root.catalog, limit);
+            return self.shared.setting.target.open_catalog(root.catalog, limit);
         }
         let Setting { source, waiting, scratch, .. } = &self.shared.setting;
         let id = ObjectId::catalog(root.catalog);
@@ -246,9 +261,8 @@ impl Walk {
             let stored = source.read(&id.into())?;
             waiting.put(&id, &stored)?;
             let counts = &mut self.shared.state().counts;
-            counts.objects += 1;
+            counts.add_object(stored.len());
             counts.catalogs += 1;
-            counts.bytes += stored.len() as u64;
         }
         Catalog::fetch_limited(&**waiting, root.catalog, scratch, limit)
     }
@@ -338,7 +352,7 @@ impl Shared {
         if catalogs.is_empty() {
             return Ok(());
         }
-        self.setting.target.compressed.flush()?;
+        self.setting.target.store(Compression::Zlib).flush()?;
         self.setting.proven.insert(&catalogs)?;
         self.state().complete.extend(catalogs);
         Ok(())
@@ -431,7 +445,7 @@ impl Shared {
         let limit = self.size_limit(size);
         let is_stored = self.is_stored(hash)?;
         let opened = if is_stored {
-            (self.setting.target.open_catalog)(hash, limit)
+            self.setting.target.open_catalog(hash, limit)
         } else if self.setting.waiting.size(&id.into())?.is_some_and(|size| size > 0) {
             Catalog::fetch_limited(&*self.setting.waiting, hash, &self.setting.scratch, limit)
         } else {
@@ -469,7 +483,7 @@ impl Shared {
         let result = catalog.objects(base.as_ref(), &mut |object| {
             looked_up += 1;
             self.setting.cancel.check()?;
-            if self.has(&object)? { Ok(()) } else { self.request(number, &object) }
+            if self.setting.target.has(&object.id)? { Ok(()) } else { self.request(number, &object) }
         });
         self.state().counts.looked_up += looked_up;
         result
@@ -483,7 +497,7 @@ impl Shared {
             }
             let max = self.setting.max_catalog_size;
             let opened = if self.is_stored(hash)? {
-                (self.setting.target.open_catalog)(hash, max)
+                self.setting.target.open_catalog(hash, max)
             } else {
                 Catalog::fetch_limited(&*self.setting.waiting, hash, &self.setting.scratch, max)
             };
@@ -597,9 +611,8 @@ impl Shared {
             node.is_stored = false;
             (ObjectId::catalog(node.catalog), is_second)
         };
-        let is_damaged =
-            matches!(error, Error::HashMismatch { .. } | Error::NotFound { .. } | Error::MissingObject { .. });
-        let store = if is_stored { &self.setting.target.compressed } else { &self.setting.waiting };
+        let is_damaged = matches!(error, Error::HashMismatch { .. } | Error::NotFound { .. } | Error::MissingObject { .. });
+        let store = if is_stored { self.setting.target.store(Compression::Zlib) } else { &self.setting.waiting };
         if is_damaged && !is_second {
             tracing::warn!(catalog = %id, %error, "fetching a damaged catalog again");
             store.discard(&id)?;
@@ -634,26 +647,15 @@ impl Shared {
         let key = Key::Object(id);
         let place = waiting.describe(&key);
         let mut from = VerifyingReader::new(waiting.open(&key)?, id, place.clone());
-        let mut to = target.compressed.stage()?;
+        let mut to = target.store(Compression::Zlib).stage()?;
         io::copy(&mut from, &mut to).map_err(|error| object::read_error(&place, error))?;
         to.flush().at(&place)?;
         to.finish(&id)?;
         waiting.discard(&id)
     }
 
-    fn has(&self, object: &NeededObject) -> Result<bool> {
-        let store = match object.compression {
-            Compression::Zlib => &self.setting.target.compressed,
-            Compression::None => &self.setting.target.plain,
-        };
-        let is_empty = || object.id.hash == object.id.hash.algorithm().hash(b"");
-        // An empty file is what a crash leaves; that of an empty object is none the worse for it.
-        Ok(store.size(&object.id.into())?.is_some_and(|size| size > 0 || is_empty()))
-    }
-
     fn is_stored(&self, catalog: ContentHash) -> Result<bool> {
-        let id = ObjectId::catalog(catalog);
-        Ok(self.setting.target.compressed.size(&id.into())?.is_some_and(|size| size > 0))
+        self.setting.target.has(&ObjectId::catalog(catalog))
     }
 
     fn is_complete(&self, catalog: ContentHash) -> Result<bool> {
