@@ -649,6 +649,9 @@ mod tests {
         fn stage(&self) -> Result<Box<dyn StagedObject>> {
             self.0.stage()
         }
+        fn discard(&self, id: &ObjectId) -> Result<()> {
+            self.0.discard(id)
+        }
         fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
             self.0.write(file, bytes)
         }

@@ -404,7 +404,8 @@ fn geo_requests_send_the_client_to_the_next_server() {
     let reply = server.get("api/v1.0/geo/proxy.example.org/a.example.org,b.example.org");
     assert_eq!((reply.status, reply.header("cache-control")), (400, "max-age=300"));
     assert!(reply.text().starts_with("Bad Request: "));
-    assert_eq!(server.get("api/v1.0/unknown").status, 404);
+    let reply = server.get("api/v1.0/unknown");
+    assert_eq!((reply.status, reply.text().as_str()), (400, "Bad Request: unrecognized api function\n"));
 }
 
 #[test]

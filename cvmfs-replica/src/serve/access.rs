@@ -7,7 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Method, Request, StatusCode, Uri};
 
 /// The path of the file that a client wants an object for, if it is configured to tell.
-const INFO: HeaderName = HeaderName::from_static("cvmfs-info");
+pub(super) const INFO: HeaderName = HeaderName::from_static("cvmfs-info");
 
 /// A response on its way; logs itself when dropped, so that interrupted ones are logged as well.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Notes what is asked for.
-    pub(super) fn new(client: SocketAddr, request: &Request<()>) -> Self {
+    pub(super) fn new(client: SocketAddr, request: &Request<impl Sized>) -> Self {
         Self {
             client,
             method: request.method().clone(),

@@ -9,20 +9,27 @@
 //! for the disk.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use cvmfs_core::fetch::bundle::OFFER_HEADER;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::mpsc;
 
 use super::access::Record;
+use super::api;
+use super::bundle;
+use super::cache::CachedObject;
+use super::connection::Shared;
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
-use super::repositories::Repositories;
-use super::respond::{self, Representation, Selection};
-use super::route::{Resource, Target, route};
+use super::repositories::MANIFEST;
+use super::respond::{self, Facts, Representation, Selection};
+use super::route::{Kind, Place, Resource, Target, route};
 
 /// The body of a response.
 #[derive(Debug)]
@@ -32,14 +39,45 @@ pub(super) struct ResponseBody {
     record: Option<Record>,
 }
 
+/// Where the bytes of a body come from.
 #[derive(Debug)]
-enum Content {
+pub(super) enum Content {
+    /// Memory.
     Bytes(Bytes),
+    /// A large file.
     File(FileBody),
+    /// A thread that makes them, block by block, with the number of bytes still to come if that is known.
+    Stream(Stream),
+}
+
+/// Blocks from a thread.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Ends with the body; an error breaks the connection.
+    pub(super) blocks: mpsc::Receiver<io::Result<Bytes>>,
+    /// Bytes still to come, if known.
+    pub(super) remaining: Option<u64>,
 }
 
 impl ResponseBody {
-    fn bytes(bytes: impl Into<Bytes>) -> Self {
+    /// A body of blocks from a thread; without size it is sent in chunks.
+    pub(super) fn stream(blocks: mpsc::Receiver<io::Result<Bytes>>, size: Option<u64>) -> Self {
+        Self { content: Content::Stream(Stream { blocks, remaining: size }), record: None }
+    }
+
+    /// Takes the content out, for sending it another way.
+    pub(super) fn take_content(&mut self) -> Content {
+        std::mem::replace(&mut self.content, Content::Bytes(Bytes::new()))
+    }
+
+    /// Notes that bytes are handed to the connection.
+    pub(super) fn count(&mut self, bytes: usize) {
+        if let Some(record) = &mut self.record {
+            record.add(bytes);
+        }
+    }
+
+    pub(super) fn bytes(bytes: impl Into<Bytes>) -> Self {
         Self { content: Content::Bytes(bytes.into()), record: None }
     }
 
@@ -59,9 +97,11 @@ impl Body for ResponseBody {
             Content::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
             Content::Bytes(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
             Content::File(file) => file.poll_block(context),
+            Content::Stream(stream) => stream.poll_block(context),
         };
-        if let (Poll::Ready(Some(Ok(block))), Some(record)) = (&block, &mut self.record) {
-            record.add(block.len());
+        if let Poll::Ready(Some(Ok(block))) = &block {
+            let size = block.len();
+            self.count(size);
         }
         block.map_ok(Frame::data)
     }
@@ -71,56 +111,110 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match &self.content {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(file) => file.remaining(),
-        })
+        match &self.content {
+            Content::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::File(file) => SizeHint::with_exact(file.remaining()),
+            Content::Stream(stream) => stream.remaining.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Stream {
+    fn poll_block(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let block = std::task::ready!(self.blocks.poll_recv(context));
+        if let (Some(Ok(block)), Some(remaining)) = (&block, &mut self.remaining) {
+            *remaining = remaining.saturating_sub(block.len() as u64);
+        }
+        Poll::Ready(block)
     }
 }
 
 /// Answers `request`; every failure is an answer, too.
 pub(super) async fn answer(
-    request: Request<()>,
-    repositories: &Arc<Repositories>,
-    max_uri_length: usize,
+    request: Request<Incoming>,
+    client: SocketAddr,
+    shared: &Arc<Shared>,
 ) -> Response<ResponseBody> {
     let now = SystemTime::now();
-    let method = request.method();
     // Nothing that we serve has a query; it is ignored, as every web server does for files.
     let uri_length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    if uri_length > max_uri_length {
-        return error(StatusCode::URI_TOO_LONG, method, now);
+    if uri_length > shared.options.max_uri_length {
+        return error(StatusCode::URI_TOO_LONG, request.method(), now);
     }
+    let target = route(request.uri().path());
+    if let Some(Target::Api(call)) = target {
+        return api::answer(call, request, client, shared, now).await;
+    }
+    // Nobody reads the body of another request. hyper drops what has arrived with the head and closes if there is more.
+    let request = request.map(drop);
+    let method = request.method();
     if method != Method::GET && method != Method::HEAD {
         return error(StatusCode::METHOD_NOT_ALLOWED, method, now);
     }
-    match route(request.uri().path()) {
-        None => error(StatusCode::NOT_FOUND, method, now),
-        Some(Target::Health) => text("ok", respond::health_head, method, now),
-        // TODO(a geographic database can be configured): sort the servers.
-        Some(Target::Geo) => text("Bad Request: no geographic database\n", respond::geo_head, method, now),
-        Some(Target::File(resource)) => {
-            if let Ok(response) = try_file_response(&request, &resource, repositories, now, Disk::CachedOnly) {
-                return response;
-            }
-            let repositories = Arc::clone(repositories);
-            let work = move || file_response(&request, &resource, &repositories, now);
-            tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
-                tracing::error!(%failure, "cannot answer a request");
-                error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
-            })
+    match target {
+        None | Some(Target::Api(_)) => error(StatusCode::NOT_FOUND, method, now),
+        Some(target) => plain_answer_at(&request, target, shared, now).await,
+    }
+}
+
+/// Answers a request for what [`Target::File`] or [`Target::Health`] name.
+pub(super) async fn plain_answer(
+    request: &Request<()>,
+    target: Target,
+    shared: &Arc<Shared>,
+) -> Response<ResponseBody> {
+    plain_answer_at(request, target, shared, SystemTime::now()).await
+}
+
+async fn plain_answer_at(
+    request: &Request<()>,
+    target: Target,
+    shared: &Arc<Shared>,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    match target {
+        Target::File(resource) => file_answer(request, resource, shared, now).await,
+        Target::Health => text("ok", respond::health_head, request.method(), now),
+        Target::Api(_) => error(StatusCode::NOT_FOUND, request.method(), now),
+    }
+}
+
+/// Answers a request for a file from memory, or else on a thread that may wait for the disk.
+async fn file_answer(
+    request: &Request<()>,
+    resource: Resource,
+    shared: &Arc<Shared>,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    let asked = Instant::now();
+    if let (Place::Repository(repository), Kind::Object(id)) = (&resource.place, resource.kind) {
+        if let Some(object) = shared.objects.get(repository, &id, asked) {
+            let CachedObject { content, facts, .. } = object;
+            return respond_with(request, &resource, facts, now, |start, end| Ok(part_of(&content, start, end)))
+                .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now));
         }
     }
+    if let Ok(response) = try_file_response(request, &resource, shared, asked, now, Disk::CachedOnly) {
+        return response;
+    }
+    let shared = Arc::clone(shared);
+    let request = request.clone();
+    let work = move || file_response(&request, &resource, &shared, asked, now);
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
+        tracing::error!(%failure, "cannot answer a request");
+        error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
+    })
 }
 
 /// Answers a request for a file; waits for the disk.
 fn file_response(
     request: &Request<()>,
     resource: &Resource,
-    repositories: &Repositories,
+    shared: &Shared,
+    asked: Instant,
     now: SystemTime,
 ) -> Response<ResponseBody> {
-    match try_file_response(request, resource, repositories, now, Disk::Wait) {
+    match try_file_response(request, resource, shared, asked, now, Disk::Wait) {
         Ok(response) => response,
         Err(failure) if failure.kind() == io::ErrorKind::NotFound => {
             error(StatusCode::NOT_FOUND, request.method(), now)
@@ -137,12 +231,39 @@ fn file_response(
 fn try_file_response(
     request: &Request<()>,
     resource: &Resource,
-    repositories: &Repositories,
+    shared: &Shared,
+    asked: Instant,
     now: SystemTime,
     disk: Disk,
 ) -> io::Result<Response<ResponseBody>> {
-    let directory = repositories.open(&resource.place, disk)?;
+    let directory = shared.repositories.open(&resource.place, disk, asked)?;
     let (file, facts) = file::open(&directory, resource, disk)?;
+    let mut response = respond_with(request, resource, facts, now, |start, end| {
+        if end - start > SMALL_FILE_MAX {
+            return Ok(Content::File(FileBody::new(file, start, end)));
+        }
+        let content = file::read_part(&file, start, end, disk)?;
+        if let (Place::Repository(repository), Kind::Object(id), true) =
+            (&resource.place, resource.kind, end - start == facts.size)
+        {
+            shared.objects.put(repository, &id, &content, facts, asked);
+        }
+        Ok(Content::Bytes(content))
+    })?;
+    if resource.path == MANIFEST && resource.kind == Kind::Named && shared.options.max_bundles > 0 {
+        response.headers_mut().insert(OFFER_HEADER, bundle::offer());
+    }
+    Ok(response)
+}
+
+/// Decides what of a file to send, and gets it from `content`.
+fn respond_with(
+    request: &Request<()>,
+    resource: &Resource,
+    facts: Facts,
+    now: SystemTime,
+    content: impl FnOnce(u64, u64) -> io::Result<Content>,
+) -> io::Result<Response<ResponseBody>> {
     let representation = Representation::new(resource.kind, &resource.path, facts, now);
     let selection = respond::select(request.method(), request.headers(), &representation);
     let head = respond::file_head(selection, &representation, now);
@@ -152,20 +273,24 @@ fn try_file_response(
         Selection::Whole => (0, facts.size),
         Selection::Part { start, end } => (start, end),
     };
-    let content = if end - start <= SMALL_FILE_MAX {
-        Content::Bytes(file::read_part(&file, start, end, disk)?)
-    } else {
-        Content::File(FileBody::new(file, start, end))
-    };
+    let content = if start == end { Content::Bytes(Bytes::new()) } else { content(start, end)? };
     Ok(head.map(|()| ResponseBody { content, record: None }))
 }
 
-fn error(status: StatusCode, method: &Method, now: SystemTime) -> Response<ResponseBody> {
+/// The bytes of a whole file in memory from `start` up to `end`.
+fn part_of(content: &Bytes, start: u64, end: u64) -> Content {
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+    Content::Bytes(content.slice(at(start)..at(end)))
+}
+
+/// An error in plain text.
+pub(super) fn error(status: StatusCode, method: &Method, now: SystemTime) -> Response<ResponseBody> {
     let message = format!("{}\n", status.canonical_reason().unwrap_or("error"));
     text(message, |length, now| respond::error_head(status, length, now), method, now)
 }
 
-fn text(
+/// A short text, which HEAD leaves out.
+pub(super) fn text(
     message: impl Into<Bytes>,
     head: impl FnOnce(u64, SystemTime) -> Response<()>,
     method: &Method,

@@ -5,10 +5,10 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -16,20 +16,26 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::ServeOptions;
 use super::access::Record;
 use super::answer::{ResponseBody, answer};
+use super::cache::ObjectCache;
+use super::direct;
+use super::metrics::Metrics;
 use super::repositories::Repositories;
 
 /// What all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) repositories: Arc<Repositories>,
+    pub(super) objects: ObjectCache,
     pub(super) options: ServeOptions,
-    pub(super) requests: AtomicU64,
+    pub(super) metrics: Metrics,
+    /// One permit for each bundle that may be answered.
+    pub(super) bundles: Arc<Semaphore>,
 }
 
 /// Serves the requests of one client until it leaves, is too slow, or `stopping` turns true.
@@ -45,8 +51,18 @@ pub(super) async fn run(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%client, %error, "cannot set TCP_NODELAY");
     }
+    let mut stopped = pin!(stopped(&mut stopping));
+    let (stream, read) = match direct::run(stream, client, &shared, stopped.as_mut()).await {
+        Ok(Some(rest)) => rest,
+        Ok(None) => return,
+        Err(error) => {
+            // Clients that vanish or are too slow are everyday life.
+            tracing::debug!(%client, %error, "connection ended");
+            return;
+        }
+    };
     let options = &shared.options;
-    let io = TokioIo::new(StallGuard::new(stream, options.write_stall_timeout));
+    let io = TokioIo::new(StallGuard::new(stream, read, options.write_stall_timeout));
     let service = service_fn(|request| handle(request, client, &shared));
     let mut connection = pin!(
         http1::Builder::new()
@@ -61,13 +77,12 @@ pub(super) async fn run(
     );
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = stopped(&mut stopping) => {
+        () = stopped.as_mut() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = result {
-        // Clients that vanish or are too slow are everyday life.
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         tracing::debug!(%client, %error, cause, "connection ended");
     }
@@ -82,13 +97,11 @@ pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
 async fn handle(
     request: Request<Incoming>,
     client: SocketAddr,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    shared.requests.fetch_add(1, Ordering::Relaxed);
-    // Nobody reads a request body. hyper drops what has arrived with the head and closes if there is more.
-    let request = request.map(drop);
+    shared.metrics.begin_request();
     let record = shared.options.access_log.then(|| Record::new(client, &request));
-    let response = answer(request, &shared.repositories, shared.options.max_uri_length).await;
+    let response = answer(request, client, shared).await;
     let status = response.status();
     Ok(match record {
         Some(record) => response.map(|body| body.logged(record.status(status))),
@@ -100,6 +113,8 @@ async fn handle(
 #[derive(Debug)]
 struct StallGuard {
     stream: TcpStream,
+    /// What was read of it before.
+    read: Bytes,
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether a write is waiting and `timer` is set for it.
@@ -107,8 +122,8 @@ struct StallGuard {
 }
 
 impl StallGuard {
-    fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, timer: None, waiting: false }
+    fn new(stream: TcpStream, read: Bytes, limit: Duration) -> Self {
+        Self { stream, read, limit, timer: None, waiting: false }
     }
 
     /// Passes on the result of a write, unless it has been pending for too long.
@@ -133,6 +148,11 @@ impl AsyncRead for StallGuard {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.read.is_empty() {
+            let count = self.read.len().min(buffer.remaining());
+            buffer.put_slice(&self.read.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -3,10 +3,10 @@
 //! A path cannot leave the repository, whatever is planted there: below the storage directory no symbolic link is
 //! followed.
 //!
-//! A small file is read at once. A large one is sent in blocks, and while one is on its way to the client at most
-//! one more is read, so a slow client costs two blocks and no thread. The file stays open meanwhile; if its name
-//! is given to another file, this one is sent to its end. `sendfile` would save a copy, but hyper owns the socket
-//! and takes bytes only.
+//! A small file is read at once. A large one is sent in blocks: `sendfile` hands them from the system's memory to the
+//! socket, or, where hyper or TLS own the socket and take bytes only, they are read. While one is on its way to the
+//! client at most one more is read, so a slow client costs two blocks and no thread. The file stays open meanwhile;
+//! if its name is given to another file, this one is sent to its end.
 //!
 //! Disks may take long, so waiting for them is left to threads made for it. What the system has in memory is
 //! taken on the spot instead ([`Disk::CachedOnly`]): a thread for each would cost more than the reading.
@@ -23,8 +23,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, ReadWriteFlags};
+use rustix::net::SendFlags;
 use tokio::task::JoinHandle;
 
+use super::direct::Writable;
 use super::respond::Facts;
 use super::route::{Kind, Resource, object_path};
 
@@ -33,6 +35,9 @@ pub(super) const SMALL_FILE_MAX: u64 = 64 * 1024;
 
 /// Bytes of a large file read and handed to the connection at a time.
 const BLOCK_SIZE: u64 = 256 * 1024;
+
+/// Bytes of a large file handed over by `sendfile` before looking whether what follows is in memory.
+const SENDFILE_SIZE: u64 = 1 << 20;
 
 /// Whether an operation may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +170,8 @@ pub(super) struct FileBody {
     /// Offset of what is handed out next.
     at: u64,
     end: u64,
+    /// What is known to be in memory up to here.
+    looked_until: u64,
     next: Next,
 }
 
@@ -182,7 +189,7 @@ enum Next {
 impl FileBody {
     /// Will send the bytes from `start` up to `end`.
     pub(super) fn new(file: File, start: u64, end: u64) -> Self {
-        Self { file: Arc::new(file), at: start, end, next: Next::Cached }
+        Self { file: Arc::new(file), at: start, end, looked_until: start, next: Next::Cached }
     }
 
     /// Bytes still to come.
@@ -218,6 +225,46 @@ impl FileBody {
             }
         }
         Poll::Ready(Some(read))
+    }
+
+    /// Sends more of the file to a socket and returns how much that was; `None` at the end.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file became shorter, and those of the socket.
+    pub(super) async fn send_some(&mut self, socket: &Writable<'_>) -> io::Result<Option<usize>> {
+        if self.remaining() == 0 {
+            return Ok(None);
+        }
+        let end = self.end.min(self.at + SENDFILE_SIZE);
+        if self.at >= self.looked_until && matches!(self.next, Next::Cached) {
+            // `sendfile` waits for the disk, and the thread that calls it has other clients.
+            if self.is_cached(self.at) && self.is_cached(end - 1) {
+                self.looked_until = end;
+            } else {
+                self.next = self.read_ahead(self.at);
+            }
+        }
+        if matches!(self.next, Next::Cached) {
+            let count = usize::try_from(self.looked_until - self.at).map_err(io::Error::other)?;
+            let mut offset = self.at;
+            let file = &self.file;
+            let sent = socket.with(|stream| Ok(rustix::fs::sendfile(stream, file, Some(&mut offset), count)?)).await?;
+            if sent == 0 {
+                return Err(became_shorter());
+            }
+            self.at += sent as u64;
+            return Ok(Some(sent));
+        }
+        let block = std::future::poll_fn(|context| self.poll_block(context)).await.ok_or_else(became_shorter)??;
+        socket.all(&block, SendFlags::empty()).await?;
+        Ok(Some(block.len()))
+    }
+
+    /// Whether the byte at `offset` is in memory.
+    fn is_cached(&self, offset: u64) -> bool {
+        let mut byte = [0];
+        let read = rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+        read == Ok(1)
     }
 
     fn block_end(&self, start: u64) -> u64 {

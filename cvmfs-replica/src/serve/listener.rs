@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::connection::{self, Shared, stopped};
+use super::workers::Workers;
 
 /// Connections that the system keeps for us while we are busy; it cuts this down to its own limit.
 const BACKLOG: u32 = 4096;
@@ -79,6 +80,7 @@ pub(super) async fn run(
     listener: TcpListener,
     slots: Arc<Semaphore>,
     shared: Arc<Shared>,
+    workers: Arc<Workers>,
     mut stopping: watch::Receiver<bool>,
 ) -> Accepted {
     let mut running = JoinSet::new();
@@ -95,10 +97,15 @@ pub(super) async fn run(
         };
         outcome.connections += 1;
         let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
-        running.spawn(async move {
-            connection::run(stream, client, shared, stopping).await;
+        let serving = async move {
+            // The socket moves to the thread that will serve it.
+            match TcpStream::from_std(stream) {
+                Ok(stream) => connection::run(stream, client, shared, stopping).await,
+                Err(error) => tracing::warn!(%client, %error, "cannot serve a connection"),
+            }
             drop(slot);
-        });
+        };
+        running.spawn_on(serving, workers.next());
         while running.try_join_next().is_some() {}
     }
     drop(listener);
@@ -111,9 +118,10 @@ pub(super) async fn run(
 }
 
 /// Waits for a connection, whatever goes wrong in between.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(listener: &TcpListener) -> (std::net::TcpStream, SocketAddr) {
     loop {
-        match listener.accept().await {
+        let accepted = listener.accept().await.and_then(|(stream, client)| Ok((stream.into_std()?, client)));
+        match accepted {
             Ok((stream, client)) => return (stream, unmapped(client)),
             // The client has changed its mind already; the next one is waiting.
             Err(error) if is_of_one_connection(&error) => {}

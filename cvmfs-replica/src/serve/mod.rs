@@ -17,6 +17,7 @@
 //! | `/cvmfs/<name>/stats/…` | by extension | 61 s |
 //! | `/cvmfs/info/v1/{repositories,meta}.json` | `application/json` | 61 s |
 //! | `/cvmfs/<name>/api/v1.0/geo/…` | 400: no geographic database | 300 s |
+//! | `/cvmfs/<name>/api/v1.0/bundle` | `application/x-cvmfs-bundle` | not at all |
 //! | `/healthz` | `ok` | not at all |
 //! | everything else | 404 | 10 s |
 //!
@@ -24,15 +25,20 @@
 
 mod access;
 mod answer;
+mod api;
+mod bundle;
+mod cache;
 mod connection;
+mod direct;
 mod file;
 mod listener;
+mod metrics;
 mod repositories;
 mod respond;
 mod route;
+mod workers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cvmfs_core::error::{Error, Result};
@@ -43,8 +49,11 @@ use tokio::task::JoinSet;
 pub use listener::{listen, raise_open_file_limit};
 pub use repositories::Repositories;
 
+use cache::ObjectCache;
 use connection::Shared;
 use listener::Accepted;
+use metrics::Metrics;
+use workers::Workers;
 
 /// Limits and habits of the server.
 #[derive(Debug, Clone)]
@@ -64,6 +73,12 @@ pub struct ServeOptions {
     pub max_uri_length: usize,
     /// Longest request head in bytes, first line included; what is longer gets a 431.
     pub max_header_size: usize,
+    /// Threads that answer requests; 0 for one a processor.
+    pub threads: usize,
+    /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
+    pub object_cache_size: u64,
+    /// Bundles that are answered at the same time; 0 to offer none. See [`cvmfs_core::fetch::bundle`].
+    pub max_bundles: usize,
     /// Whether every response is an event with the target `access`, at level `INFO`.
     pub access_log: bool,
 }
@@ -77,6 +92,9 @@ impl Default for ServeOptions {
             shutdown_grace: Duration::from_secs(30),
             max_uri_length: 4096,
             max_header_size: 16 * 1024,
+            threads: 0,
+            object_cache_size: 128 << 20,
+            max_bundles: 64,
             access_log: false,
         }
     }
@@ -123,10 +141,18 @@ pub async fn serve(
     }
     let (stop, stopping) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { repositories: Arc::new(repositories), options, requests: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        repositories: Arc::new(repositories),
+        objects: ObjectCache::new(options.object_cache_size),
+        metrics: Metrics::default(),
+        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
+        options,
+    });
+    let workers = Arc::new(Workers::start(shared.options.threads)?);
     let mut running = JoinSet::new();
     for listener in listeners {
-        running.spawn(listener::run(listener, Arc::clone(&slots), Arc::clone(&shared), stopping.clone()));
+        let (slots, shared) = (Arc::clone(&slots), Arc::clone(&shared));
+        running.spawn(listener::run(listener, slots, shared, Arc::clone(&workers), stopping.clone()));
     }
     shutdown.await;
     stop.send_replace(true);
@@ -139,6 +165,6 @@ pub async fn serve(
         outcome.connections += accepted.connections;
         outcome.aborted += accepted.aborted;
     }
-    outcome.requests = shared.requests.load(Ordering::Relaxed);
+    outcome.requests = shared.metrics.requests();
     Ok(outcome)
 }

@@ -1,9 +1,12 @@
 //! Which repositories are served, and from where.
 
+use std::collections::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -12,12 +15,15 @@ use super::file::{Disk, open_directory};
 use super::route::{Place, is_repository_name};
 
 /// What makes a directory of the tree a repository.
-const MANIFEST: &str = ".cvmfspublished";
+pub(super) const MANIFEST: &str = ".cvmfspublished";
 
-/// Storage directories by repository name or alias, looked up anew for every request.
+/// How long a storage directory is used without looking whether its name still leads to it.
+const DIRECTORY_TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+/// Storage directories by repository name or alias.
 ///
-/// Nothing is remembered between requests: a repository appears with its first manifest and is gone with its
-/// directory. A lookup is a few system calls.
+/// A repository appears with its first manifest and is gone with its directory: nothing is remembered for longer than a
+/// second, and what is not found in a remembered directory is looked up anew.
 ///
 /// ```
 /// # fn main() -> cvmfs_core::error::Result<()> {
@@ -30,6 +36,14 @@ const MANIFEST: &str = ".cvmfspublished";
 pub struct Repositories {
     tree: Option<PathBuf>,
     named: BTreeMap<String, PathBuf>,
+    opened: Arc<RwLock<HashMap<String, Opened>>>,
+}
+
+/// A storage directory that was found at some time.
+#[derive(Debug)]
+struct Opened {
+    directory: Arc<OwnedFd>,
+    found: Instant,
 }
 
 impl Repositories {
@@ -38,7 +52,7 @@ impl Repositories {
     /// Every directory there with a `.cvmfspublished` in it is a repository, under the directory's name; it may be
     /// a link to where the data really is. `info/` holds the server-wide documents. The tree need not exist yet.
     pub fn scan(root: impl AsRef<Path>) -> Self {
-        Self { tree: Some(root.as_ref().join("srv/cvmfs")), named: BTreeMap::new() }
+        Self { tree: Some(root.as_ref().join("srv/cvmfs")), ..Self::default() }
     }
 
     /// Serves `directory` as `name`, in preference to a directory of that name in the tree.
@@ -75,19 +89,41 @@ impl Repositories {
     /// Opens the directory that paths at `place` are relative to.
     ///
     /// The operator places this directory, so links on the way are followed; below it they are not.
-    pub(super) fn open(&self, place: &Place, disk: Disk) -> io::Result<OwnedFd> {
-        let tree = || self.tree.as_deref().ok_or(io::ErrorKind::NotFound);
-        match place {
-            Place::Info => open_directory(&tree()?.join("info"), disk),
-            Place::Repository(name) => match self.named.get(name) {
-                Some(directory) => open_directory(directory, disk),
-                None => open_published(&tree()?.join(name), disk),
-            },
+    pub(super) fn open(&self, place: &Place, disk: Disk, now: Instant) -> io::Result<Arc<OwnedFd>> {
+        let name = match place {
+            Place::Info => return open_directory(&self.tree()?.join("info"), disk).map(Arc::new),
+            Place::Repository(name) => name,
+        };
+        if disk == Disk::CachedOnly
+            && let Some(opened) = self.opened.read().unwrap_or_else(PoisonError::into_inner).get(name)
+            && now.duration_since(opened.found) < DIRECTORY_TRUSTED_FOR
+        {
+            return Ok(Arc::clone(&opened.directory));
+        }
+        let result = match self.named.get(name) {
+            Some(directory) => open_directory(directory, disk),
+            None => open_published(&self.tree()?.join(name), disk),
+        };
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(directory) => {
+                let directory = Arc::new(directory);
+                opened.insert(name.clone(), Opened { directory: Arc::clone(&directory), found: now });
+                Ok(directory)
+            }
+            Err(error) => {
+                opened.remove(name);
+                Err(error)
+            }
         }
     }
 
+    fn tree(&self) -> io::Result<&Path> {
+        self.tree.as_deref().ok_or(io::ErrorKind::NotFound.into())
+    }
+
     fn is_served(&self, name: &str) -> bool {
-        self.open(&Place::Repository(name.to_owned()), Disk::Wait).is_ok()
+        self.open(&Place::Repository(name.to_owned()), Disk::Wait, Instant::now()).is_ok()
     }
 }
 
@@ -134,7 +170,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let repositories = Repositories::default().with("alias", root.path()).unwrap();
         assert_eq!(repositories.names().unwrap(), ["alias"]);
-        assert!(repositories.open(&Place::Repository("alias".to_owned()), Disk::Wait).is_ok());
+        assert!(repositories.open(&Place::Repository("alias".to_owned()), Disk::Wait, Instant::now()).is_ok());
         for name in ["", "info", "../x", "a/b", ".a", "a b", "a%2e"] {
             assert!(Repositories::default().with(name, root.path()).is_err(), "{name}");
         }

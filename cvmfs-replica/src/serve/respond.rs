@@ -155,8 +155,8 @@ pub(super) fn error_head(status: StatusCode, length: u64, now: SystemTime) -> Re
     head
 }
 
-/// The head of the answer to a geo request that cannot be answered; clients ask the next server.
-pub(super) fn geo_head(length: u64, now: SystemTime) -> Response<()> {
+/// The head of the answer to a function that cannot be carried out; clients ask the next server.
+pub(super) fn bad_request_head(length: u64, now: SystemTime) -> Response<()> {
     let mut head = text_head(StatusCode::BAD_REQUEST, length, now);
     expire_after(&mut head, 300, now); // Upstream: `cvmfs/webapi/cvmfs_api.py`
     head
@@ -167,6 +167,11 @@ pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
     let mut head = text_head(StatusCode::OK, length, now);
     head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     head
+}
+
+/// The head of an answer whose headers are up to the caller.
+pub(super) fn ok_head(now: SystemTime) -> Response<()> {
+    bare_head(StatusCode::OK, now)
 }
 
 fn text_head(status: StatusCode, length: u64, now: SystemTime) -> Response<()> {

@@ -34,10 +34,24 @@ const INFO_FILES: [&str; 2] = ["v1/repositories.json", "v1/meta.json"];
 pub(super) enum Target {
     /// Whether the server is up.
     Health,
-    /// The order of servers by distance, which needs a geographic database.
-    Geo,
+    /// A function of the server; see [`super::api`].
+    Api(ApiCall),
     /// A file.
     File(Resource),
+}
+
+/// A function with its argument, as the path has it: `/cvmfs/<repository>/api/vN.M/<function>/<argument>`, or
+/// `/api/vN[.M]/<function>/<argument>` for those of the server as a whole.
+///
+/// Function and argument are what the client wrote, not decoded, and never part of a file name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiCall {
+    /// The repository or alias, which need not exist; `None` for a function of the server as a whole.
+    pub(super) repository: Option<String>,
+    /// The first name behind the version.
+    pub(super) function: String,
+    /// What follows the function and a slash; `None` without slash.
+    pub(super) argument: Option<String>,
 }
 
 /// A file that may be served, if it exists.
@@ -80,6 +94,9 @@ pub(super) fn route(path: &str) -> Option<Target> {
     if path == "/healthz" {
         return Some(Target::Health);
     }
+    if let Some(inside) = path.strip_prefix("/api/") {
+        return api_call(None, inside).map(Target::Api);
+    }
     let (repository, inside) = path.strip_prefix("/cvmfs/")?.split_once('/')?;
     if repository == "info" {
         let known = INFO_FILES.contains(&inside);
@@ -88,8 +105,8 @@ pub(super) fn route(path: &str) -> Option<Target> {
     if !is_repository_name(repository) {
         return None;
     }
-    if is_geo_request(inside) {
-        return Some(Target::Geo);
+    if let Some(call) = inside.strip_prefix("api/") {
+        return api_call(Some(repository), call).map(Target::Api);
     }
     let kind = kind_of(inside)?;
     Some(file(Place::Repository(repository.to_owned()), inside, kind))
@@ -140,14 +157,21 @@ fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte))
 }
 
-/// Whether `inside` is `api/vN.M/geo/…`; what follows is the client's to choose and never touches a file.
-fn is_geo_request(inside: &str) -> bool {
+/// Reads `vN.M/<function>/<argument>`; what follows the version is the client's to choose.
+fn api_call(repository: Option<&str>, inside: &str) -> Option<ApiCall> {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    inside
-        .strip_prefix("api/v")
-        .and_then(|rest| rest.split_once('/'))
-        .and_then(|(version, function)| version.split_once('.').zip(Some(function)))
-        .is_some_and(|((major, minor), function)| number(major) && number(minor) && function.starts_with("geo/"))
+    let (version, call) = inside.strip_prefix('v')?.split_once('/')?;
+    // Functions of a repository have versions of two numbers, those of notification servers of one.
+    let known = match version.split_once('.') {
+        Some((major, minor)) => number(major) && number(minor),
+        None => repository.is_none() && number(version),
+    };
+    let (function, argument) = match call.split_once('/') {
+        Some((function, argument)) => (function, Some(argument.to_owned())),
+        None => (call, None),
+    };
+    let repository = repository.map(str::to_owned);
+    known.then(|| ApiCall { repository, function: function.to_owned(), argument })
 }
 
 #[cfg(test)]
@@ -193,11 +217,29 @@ mod tests {
     }
 
     #[test]
-    fn geo_requests_need_a_version_and_the_function() {
-        for path in ["api/v1.0/geo/proxy/a,b", "api/v1.0/geo/", "api/v20.13/geo/x/y"] {
-            assert_eq!(route(&format!("/cvmfs/a.example.org/{path}")), Some(Target::Geo), "{path}");
+    fn functions_need_a_version() {
+        let call = |repository: Option<&str>, function: &str, argument: Option<&str>| {
+            let owned = |text: Option<&str>| text.map(str::to_owned);
+            Target::Api(ApiCall {
+                repository: owned(repository),
+                function: function.to_owned(),
+                argument: owned(argument),
+            })
+        };
+        let repository = Some("a.example.org");
+        for (path, expected) in [
+            ("/cvmfs/a.example.org/api/v1.0/geo/proxy/a,b", call(repository, "geo", Some("proxy/a,b"))),
+            ("/cvmfs/a.example.org/api/v1.0/geo/", call(repository, "geo", Some(""))),
+            ("/cvmfs/a.example.org/api/v20.13/geo/x/y", call(repository, "geo", Some("x/y"))),
+            ("/cvmfs/a.example.org/api/v1.0/bundle", call(repository, "bundle", None)),
+            ("/api/v1/notifications/publish", call(None, "notifications", Some("publish"))),
+            ("/api/v1.0/x", call(None, "x", None)),
+        ] {
+            assert_eq!(route(path), Some(expected), "{path}");
         }
-        for path in ["api/v1.0/geo", "api/v1/geo/x", "api/v1.x/geo/x", "api/v1.0/other/x", "api/", "api/v.1/geo/x"] {
+        for path in
+            ["api/v1/geo/x", "api/v1.x/geo/x", "api/", "api/v1.0", "api/v.1/geo/x", "api/v1./x", "api/1.0/x", "api/v/x"]
+        {
             assert_eq!(route(&format!("/cvmfs/a.example.org/{path}")), None, "{path}");
         }
     }
@@ -246,6 +288,9 @@ mod tests {
             "/cvmfs/info/v1/other.json",
             "/cvmfs/info/.cvmfspublished",
             "/healthz/",
+            "/api",
+            "/api/",
+            "/api/v1",
         ] {
             assert_eq!(route(path), None, "{path}");
         }
