@@ -38,7 +38,8 @@ impl Reference {
         fs::create_dir_all(storage.join("data/txn")).expect("mkdir");
         let spooler = format!("local,{0}/data/txn,{0}", text(&storage));
         let (key, own, checksum) = (text(&replica.key_file("pub")), mirror.repository(NAME), text(checksum));
-        let pull = ["pull", "-m", NAME, "-u", url, "-r", &spooler, "-k", &key, "-x", &temp, "-R", &checksum, "-w", &own];
+        let pull =
+            ["pull", "-m", NAME, "-u", url, "-r", &spooler, "-k", &key, "-x", &temp, "-R", &checksum, "-w", &own];
         self.swissknife(&[&pull[..], &["-n", "4"], more].concat());
     }
 }
@@ -92,7 +93,10 @@ fn both_go_on_with_the_storage_of_the_other() {
     let key = text(&replica.site.key_file("pub"));
     replica.run(&["import", NAME, "--stratum0", &source.url, "--public-key", &key]).ok();
     let ours = replica.site.spool().join("reflog.chksum");
-    assert_eq!(fs::read_to_string(&ours).expect("checksum").trim(), fs::read_to_string(&theirs).expect("checksum").trim());
+    assert_eq!(
+        fs::read_to_string(&ours).expect("checksum").trim(),
+        fs::read_to_string(&theirs).expect("checksum").trim()
+    );
     for round in ["one", "two"] {
         add_revision(&original, round);
         replica.snapshot();

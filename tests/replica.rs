@@ -50,7 +50,8 @@ fn a_snapshot_brings_everything_once() {
         assert_eq!((outcome["ending"].as_str(), outcome["revision"].as_u64()), (Some("updated"), Some(3)));
         // The first revision, which is empty, has no name any more.
         let wanted: BTreeSet<String> = source.requests().into_iter().collect();
-        let first: Vec<_> = original.objects().into_iter().filter(|object| !replica.site.objects().contains(object)).collect();
+        let first: Vec<_> =
+            original.objects().into_iter().filter(|object| !replica.site.objects().contains(object)).collect();
         assert_eq!(first.iter().filter(|object| !object.ends_with('H')).count(), 1, "{first:?}");
         let mut expected: BTreeSet<String> = DOCUMENTS.map(str::to_owned).into();
         expected.extend(paths(&replica.site.objects()));
@@ -311,7 +312,8 @@ fn replicas_come_and_go() {
     let done = run(&mut replica.snapshot_command(&["--group", "nightly"])).json();
     assert_eq!(done.as_array().map(Vec::len), Some(1), "{done}");
     let done = replica.run(&["--json", "snapshot"]).json();
-    let ending = |alias: &str| done.as_array().and_then(|all| all.iter().find(|one| one["alias"] == alias)?["ending"].as_str());
+    let ending =
+        |alias: &str| done.as_array().and_then(|all| all.iter().find(|one| one["alias"] == alias)?["ending"].as_str());
     assert_eq!(ending(NAME), Some("unchanged"));
     assert_eq!(ending(alias), Some("updated"));
     assert_eq!(ending("pass.example.org"), Some("pass_through"));

@@ -10,11 +10,13 @@ use cvmfs_replica::replica::Transfer;
 
 /// Fill the cache directory of clients with a revision, or a part of it
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Clients use the directory with CVMFS_ALIEN_CACHE, or as their cache (CVMFS_CACHE_BASE is above it).
+#[command(
+    after_help = "Clients use the directory with CVMFS_ALIEN_CACHE, or as their cache (CVMFS_CACHE_BASE is above it).
 
 Examples:
   cvmfs-replica preload --stratum0 http://s1.example.org/cvmfs/software.example.org --public-key example.org.pub --cache /nfs/cvmfs
-  cvmfs-replica preload --stratum0 URL --public-key /etc/cvmfs/keys/example.org --cache /nfs/cvmfs --paths wanted.txt")]
+  cvmfs-replica preload --stratum0 URL --public-key /etc/cvmfs/keys/example.org --cache /nfs/cvmfs --paths wanted.txt"
+)]
 pub(super) struct Arguments {
     /// URL of the repository at the source; may be repeated, the best first
     #[arg(long, value_name = "URL", required = true)]

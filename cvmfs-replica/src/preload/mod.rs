@@ -20,7 +20,6 @@ use cvmfs_core::catalog::Catalog;
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::compression::Compression;
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::fetch::queue::QueueOptions;
 use cvmfs_core::fetch::{HttpStore, Url};
 use cvmfs_core::hash::{ContentHash, ObjectId};
 use cvmfs_core::lock::FileLock;
@@ -89,7 +88,8 @@ pub fn preload(
     let stores = [Compression::Zlib, Compression::None].map(|kind| CacheStore::create(directory, kind));
     let [compressed, plain] = stores;
     let (compressed, plain) = (compressed?, plain?);
-    let source = Arc::new(HttpStore::new(options.sources.clone(), options.transfer.http_options(directory.join("txn")))?);
+    let source =
+        Arc::new(HttpStore::new(options.sources.clone(), options.transfer.http_options(directory.join("txn")))?);
     let manifest = source.read(&NamedFile::Manifest.into())?;
     let name = match &options.name {
         Some(name) => name.clone(),
@@ -104,8 +104,7 @@ pub fn preload(
     let keys = load_keys(&options.public_keys)?;
     let trust = Trust { name: &name, keys: &keys, now: options.now };
     let servers = options.sources.len();
-    let documents =
-        Documents::fetch(&source, servers, &MemoryStore::new(), Some(manifest), trust, |_| Ok(()))?;
+    let documents = Documents::fetch(&source, servers, &MemoryStore::new(), Some(manifest), trust, |_| Ok(()))?;
     let manifest = &documents.manifest;
 
     progress.phase("fetching", Unit::Bytes, None);
@@ -118,7 +117,7 @@ pub fn preload(
         selection,
         scratch: directory.join("txn"),
         max_catalog_size: MAX_CATALOG_SIZE,
-        queue: QueueOptions { max_in_flight: options.transfer.max_requests, ..QueueOptions::default() },
+        queue: options.transfer.queue_options(),
         cancel: cancel.clone(),
     })?;
     let root = Root { catalog: manifest.root_catalog, size: manifest.root_catalog_size, base: None };

@@ -611,7 +611,8 @@ impl Shared {
             node.is_stored = false;
             (ObjectId::catalog(node.catalog), is_second)
         };
-        let is_damaged = matches!(error, Error::HashMismatch { .. } | Error::NotFound { .. } | Error::MissingObject { .. });
+        let is_damaged =
+            matches!(error, Error::HashMismatch { .. } | Error::NotFound { .. } | Error::MissingObject { .. });
         let store = if is_stored { self.setting.target.store(Compression::Zlib) } else { &self.setting.waiting };
         if is_damaged && !is_second {
             tracing::warn!(catalog = %id, %error, "fetching a damaged catalog again");
