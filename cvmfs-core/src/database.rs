@@ -21,7 +21,7 @@ use crate::storage::ReadStore;
 const PAGE_SIZE: u32 = 1024;
 
 /// KiB of pages that one connection may hold in memory.
-const CACHE_KIB: i64 = 8 * 1024;
+const CACHE_KIB: i64 = 32 * 1024;
 
 /// Bytes to be stored as SQLite text, valid UTF-8 or not: names and link targets are byte strings.
 #[derive(Debug, Clone, Copy)]

@@ -177,7 +177,7 @@ fn options(config: &RepositoryConfig, base: &str, now: UnixSeconds) -> Options {
 }
 
 fn inputs(archives: &[&[u8]]) -> Vec<Input> {
-    let input = |archive: &&[u8]| Input { name: "faults.tar".into(), reader: Box::new(Cursor::new(archive.to_vec())) };
+    let input = |archive: &&[u8]| Input::stream("faults.tar", Cursor::new(archive.to_vec()));
     archives.iter().map(input).collect()
 }
 

@@ -2,8 +2,11 @@
 //! every input.
 //!
 //! ```text
-//! begin or join ─► run a source into the change set ─► commit or keep ─► Outcome
+//! begin or join ─► look at it ─► run a source into the change set ─► commit or keep ─► Outcome
+//!                (if limits are enforced)
 //! ```
+
+mod survey;
 
 use std::time::{Duration, Instant};
 
@@ -57,6 +60,7 @@ impl Options {
                 compression: config.compression.into(),
                 chunking: config.chunking,
                 external: config.external,
+                file_size_limit: if config.nesting.enforce_limits { config.nesting.file_size_limit } else { u64::MAX },
                 ..pipeline::Options::default()
             },
             use_index: true,
@@ -187,8 +191,9 @@ impl<'a> Draft<'a> {
 ///
 /// 1. the head is verified: nothing is compressed for a repository that cannot be published;
 /// 2. the source is opened; it may look at the tree that its changes apply to;
-/// 3. content is stored, changes are recorded;
-/// 4. the change set is committed or kept.
+/// 3. if limits are enforced, the changes are made without content and without effect, to see what they exceed;
+/// 4. content is stored, changes are recorded;
+/// 5. the change set is committed or kept.
 ///
 /// # Errors
 /// After any error repository and transaction are as they were, but for objects that nothing refers to yet.
@@ -203,6 +208,9 @@ pub fn publish<S: ChangeSource>(
     let Options { destination, commit: commit_options, .. } = options;
     let mut draft = Draft::begin(publisher, *destination, commit_options.now, commit_options.patience, cancel)?;
     let mut source = open_source(draft.tree()?)?;
+    if publisher.config.nesting.enforce_limits {
+        survey::survey(&mut draft, &source, options, cancel)?;
+    }
 
     progress.phase("content", Unit::Bytes, options.total_bytes);
     let known = options.use_index.then(|| publisher.known_content()).transpose()?;
