@@ -28,14 +28,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     options.publication.commit.tag = Some("v1.0".parse()?);
     let input = Input::stream("tools.tar", Cursor::new(tarball()?));
     let outcome = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
-    let commit = outcome.commit.ok_or("the changes did not go to a transaction")?;
+    let commit = outcome.finished.revision().ok_or("the changes did not go to a transaction")?;
     println!("revision {} has {} more entries", commit.revision, commit.entries.added);
     assert_eq!(commit.entries.added, 6);
 
     // The same again: the tree is as it should be, so there is no new revision.
     let input = Input::stream("tools.tar", Cursor::new(tarball()?));
     let again = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
-    assert!(again.commit.is_some_and(|commit| !commit.changed));
+    assert!(again.finished.revision().is_some_and(|commit| !commit.changed));
     Ok(())
 }
 

@@ -73,6 +73,15 @@ impl Database {
         Ok(database)
     }
 
+    /// Copies a database that is only read into a scratch file that may be changed.
+    pub(crate) fn copy(&self, scratch: &Path) -> Result<Self> {
+        let path = tempfile::Builder::new().prefix("cvmfs-db-").tempfile_in(scratch).at(scratch)?.into_temp_path();
+        fs::copy(self.path(), &path).at(&path)?;
+        let database = Self::open_scratch(path, self.what.clone())?;
+        database.batch("BEGIN;")?;
+        Ok(database)
+    }
+
     /// Fetches a zlib-compressed database object to be read only.
     pub(crate) fn fetch_read_only(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<Self> {
         let path = fetch_file(store, id, scratch)?;

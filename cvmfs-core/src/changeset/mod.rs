@@ -174,7 +174,9 @@ impl ChangeSet {
     pub fn open(path: &Path) -> Result<Self> {
         let existing = OpenFlags::default().difference(OpenFlags::SQLITE_OPEN_CREATE);
         let mut set = Self { uncommitted: None, has_gaps: true, ..Self::connect(path, existing)? };
-        set.connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").in_database(&path.display())?;
+        set.connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
+            .in_database(&path.display())?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
             set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
@@ -243,7 +245,8 @@ impl ChangeSet {
         if *entries < limit {
             return Ok(());
         }
-        let variable = if limit == tally.limits.0 { "CVMFS_ROOT_KCATALOG_LIMIT" } else { "CVMFS_NESTED_KCATALOG_LIMIT" };
+        let variable =
+            if limit == tally.limits.0 { "CVMFS_ROOT_KCATALOG_LIMIT" } else { "CVMFS_NESTED_KCATALOG_LIMIT" };
         let reason = format!("its directory has more entries than a catalog may have, {limit} ({variable})");
         Err(Error::invalid(path.to_string(), reason))
     }

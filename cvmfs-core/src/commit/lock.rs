@@ -14,8 +14,38 @@ use rustix::io::Errno;
 use crate::error::{Error, IoContext as _, Result};
 use crate::progress::Cancel;
 
-/// How often a taken lock is tried again.
-pub(super) const POLL: Duration = Duration::from_millis(20);
+/// How often what others hold is tried again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Tries again and again until something is there; `None` if that takes longer than `patience`.
+///
+/// # Errors
+/// Those of trying; `Cancelled` if somebody asks to stop.
+pub(super) fn wait_for<T>(
+    patience: Duration,
+    cancel: &Cancel,
+    mut attempt: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        cancel.check()?;
+        let found = attempt()?;
+        if found.is_some() || Instant::now() >= deadline {
+            return Ok(found);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Locks a file, which is made if it does not exist; `None` if somebody else holds it. Dropping the file gives it back.
+pub(super) fn try_lock(path: &Path) -> Result<Option<File>> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(path)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(Error::io(path, error.into())),
+    }
+}
 
 /// The exclusive right to change the head of a repository on this machine; given back when dropped.
 #[derive(Debug)]
@@ -33,25 +63,17 @@ impl PublishLock {
     /// would overwrite ours.
     pub fn acquire(spool: &Path, patience: Duration, cancel: &Cancel) -> Result<Self> {
         let path = spool.join("is_publishing.lock");
-        let deadline = Instant::now() + patience;
-        loop {
-            cancel.check()?;
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).at(&path)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // The holder before us may have unlinked the file that we just locked.
-                Ok(()) if is_same_file(&file, &path)? => {
-                    let lock = Self { _file: file, path };
-                    refuse_foreign_transaction(spool)?;
-                    return Ok(lock);
-                }
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(POLL),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::conflict(path.display().to_string(), "another process is publishing"));
-                }
-                Err(error) => return Err(Error::io(path, error.into())),
-            }
-        }
+        let file = wait_for(patience, cancel, || {
+            // The holder before us may have unlinked the file that we just locked.
+            Ok(match try_lock(&path)? {
+                Some(file) if is_same_file(&file, &path)? => Some(file),
+                _ => None,
+            })
+        })?;
+        let file = file.ok_or_else(|| Error::conflict(path.display().to_string(), "another process is publishing"))?;
+        let lock = Self { _file: file, path };
+        refuse_foreign_transaction(spool)?;
+        Ok(lock)
     }
 }
 

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::change::{Change, Content, Metadata};
-use crate::compression::Compression;
-use crate::entry::{EntryKind, FileContent, FileObjects};
-use crate::hash::ObjectId;
-use crate::storage::Put;
 use crate::changeset::Op;
+use crate::compression::Compression;
 use crate::entry::Mtime;
+use crate::entry::{EntryKind, FileContent, FileObjects};
 use crate::hash::ContentHash;
+use crate::hash::ObjectId;
 use crate::object;
 use crate::progress::Silent;
+use crate::storage::Put;
 use crate::storage::{Key, MemoryStore, NamedFile, ReadStore, StagedObject};
 use crate::xattr::Xattrs;
 
@@ -36,8 +36,7 @@ impl ChangeSource for Files {
         let Some((name, content)) = self.contents.get(self.next) else { return Ok(None) };
         (self.next, self.at) = (self.next + 1, 0);
         let content = content.as_ref().ok_or_else(|| Error::invalid("source", "broken"))?;
-        let metadata =
-            Metadata { permissions: 0o644, uid: 0, gid: 0, mtime: Mtime::seconds(0), xattrs: Xattrs::new() };
+        let metadata = Metadata { permissions: 0o644, uid: 0, gid: 0, mtime: Mtime::seconds(0), xattrs: Xattrs::new() };
         let size = self.announced.unwrap_or(content.len() as u64);
         Ok(Some(Change::Put { path: name.parse()?, metadata, content: Content::Read { size } }))
     }
@@ -164,8 +163,7 @@ fn content_reads_back_on_any_number_of_threads_and_in_any_form() {
     ] {
         let options = Options { threads, compression, max_bytes_in_flight: Some(1), ..small_chunks() };
         let options = if chunked { options } else { Options { chunking: None, ..options } };
-        let files =
-            contents.iter().enumerate().map(|(index, content)| (format!("f{index:02}"), Some(content.clone())));
+        let files = contents.iter().enumerate().map(|(index, content)| (format!("f{index:02}"), Some(content.clone())));
         let store = MemoryStore::new();
         let (outcome, files) = run_on(&mut Files::new(files.collect()), &store, &options).unwrap();
         assert_eq!(outcome.files, 40);

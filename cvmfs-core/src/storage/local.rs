@@ -16,6 +16,9 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
 use crate::unique::unique_name;
 
+/// Stored bytes up to which an object is small.
+const SMALL_OBJECT: usize = 64 * 1024;
+
 /// A repository below one directory: 256 object directories and `txn` in `data/`, named files beside it.
 ///
 /// Objects are written to `data/txn`, without a name where that is possible, and get theirs when they are whole. There is no flush per object; [`WriteStore::flush`] flushes
@@ -176,14 +179,21 @@ impl ReadStore for LocalStore {
 impl WriteStore for LocalStore {
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
         let name = Key::Object(*id).to_string();
-        if self.0.reuse(&name, stored.len() as u64)? {
+        let is_there = || self.0.reuse(&name, stored.len() as u64);
+        // A small object is written before it is known whether it is there: most are not, and to look takes long, too.
+        let is_large = stored.len() > SMALL_OBJECT;
+        if is_large && is_there()? {
             return Ok(Put::Present);
         }
-        if !self.0.put_unnamed(&name, stored)? {
-            let mut temporary = self.temporary()?;
-            temporary.write_all(stored).at(temporary.path())?;
-            temporary.rename(&name)?;
+        if self.0.put_unnamed(&name, stored)? {
+            return Ok(Put::New);
         }
+        if !is_large && is_there()? {
+            return Ok(Put::Present);
+        }
+        let mut temporary = self.temporary()?;
+        temporary.write_all(stored).at(temporary.path())?;
+        temporary.rename(&name)?;
         Ok(Put::New)
     }
 

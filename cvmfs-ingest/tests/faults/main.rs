@@ -238,7 +238,7 @@ fn expected(template: &Site) -> Expected {
     let site = template.copy();
     let plan = Plan::new(0, Fault::Before);
     let outcome = disturbed(&site, &plan).unwrap();
-    assert!(outcome.commit.unwrap().changed);
+    assert!(outcome.finished.revision().unwrap().changed);
     site.verify();
     assert_eq!(site.leftovers(), Vec::<PathBuf>::new());
     let expected = Expected {
@@ -273,7 +273,7 @@ fn check_head(site: &Site, expected: &Expected, what: &str) -> bool {
 /// The same ingest without faults ends where an undisturbed one does.
 fn check_repeated(site: &Site, expected: &Expected, was_new: bool, what: &str) {
     let outcome = disturbed(site, &Plan::new(0, Fault::Before)).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(outcome.commit.unwrap().changed, !was_new, "{what}");
+    assert_eq!(outcome.finished.revision().unwrap().changed, !was_new, "{what}");
     assert_eq!(site.head(), expected.new, "{what}");
     assert_eq!(site.tags(), expected.new_tags, "{what}");
     assert!(site.tree(&Selector::Head) == expected.new_tree, "{what}: another tree");
