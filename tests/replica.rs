@@ -325,7 +325,8 @@ fn replicas_come_and_go() {
     let done = run(&mut replica.snapshot_command(&["--group", "nightly"])).json();
     assert_eq!(done.as_array().map(Vec::len), Some(1), "{done}");
     let done = replica.run(&["--json", "snapshot"]).json();
-    let ending = |alias: &str| done.as_array().and_then(|all| all.iter().find(|one| one["alias"] == alias)?["ending"].as_str());
+    let ending =
+        |alias: &str| done.as_array().and_then(|all| all.iter().find(|one| one["alias"] == alias)?["ending"].as_str());
     assert_eq!(ending(NAME), Some("unchanged"));
     assert_eq!(ending(alias), Some("updated"));
     assert_eq!(ending("pass.example.org"), Some("pass_through"));
