@@ -1,6 +1,7 @@
 //! Fetching from web servers that misbehave: every case states its result and the requests that were made.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[expect(dead_code, reason = "shared with other tests")]
 mod fetch_server;
 
 use std::io::Read as _;

@@ -12,7 +12,9 @@ fn matches(pattern: &[u8], text: &[u8], crosses_slashes: bool) -> bool {
         ([], _) => text.is_empty(),
         ([b'*', rest @ ..], _) => {
             matches(rest, text, crosses_slashes)
-                || text.split_first().is_some_and(|(&byte, after)| may(byte) && matches(pattern, after, crosses_slashes))
+                || text
+                    .split_first()
+                    .is_some_and(|(&byte, after)| may(byte) && matches(pattern, after, crosses_slashes))
         }
         ([b'?', rest @ ..], [byte, after @ ..]) => may(*byte) && matches(rest, after, crosses_slashes),
         ([b'\\', escaped, rest @ ..], [byte, after @ ..]) => escaped == byte && matches(rest, after, crosses_slashes),

@@ -24,7 +24,9 @@ impl Source {
         let log = (0..100).map(|number| site.path(&format!("requests-{number}"))).find(|path| !path.exists());
         let log = log.expect("a free name");
         let mut command = site.command("cvmfs-replica");
-        command.args(["-v", "serve", "--listen", "127.0.0.1:0", "--access-log"]).env("NO_COLOR", "1");
+        command
+            .args(["-v", "serve", "--listen", "127.0.0.1:0", "--access-log", "--max-bundles", "0"])
+            .env("NO_COLOR", "1");
         command.stdout(Stdio::null()).stderr(File::create(&log).expect("log"));
         let child = command.spawn().expect("server");
         let deadline = Instant::now() + Duration::from_secs(20);

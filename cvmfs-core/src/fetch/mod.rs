@@ -23,6 +23,8 @@
 //!
 //! Source: `cvmfs/network/download.cc`.
 
+mod bandwidth;
+pub mod bundle;
 mod failure;
 mod options;
 pub mod queue;
@@ -34,13 +36,15 @@ mod sink;
 use std::fmt;
 use std::io::{Cursor, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use reqwest::{Client, Method};
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use self::bundle::{Bundle, BundleOffer};
 use self::failure::{Blame, Failure, Failures, Kind, Remedy};
-use self::request::Wanted;
+use self::request::{Delivered, Wanted};
 use self::retry::Backoff;
 use self::route::{Hop, ProxyRotation, Servers};
 use self::sink::Spool;
@@ -48,10 +52,14 @@ use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
 use crate::storage::{Key, NamedFile, ReadStore};
 
-pub use self::options::{HttpOptions, Redirects};
+pub use self::bandwidth::Bandwidth;
+pub use self::options::{Bundles, HttpOptions, Redirects};
 pub use self::route::{ProxyChain, parse_servers, shown as shown_url};
 pub use self::sink::Sink;
 pub use reqwest::Url;
+
+/// After so many failures in a row a server is not asked for bundles any more.
+const BUNDLE_FAILURES_MAX: u32 = 3;
 
 /// A repository on web servers.
 ///
@@ -74,7 +82,9 @@ pub struct HttpStore {
     proxies: ProxyRotation,
     hops: Vec<(Hop, Client)>,
     backoff: Backoff,
-    options: HttpOptions,
+    options: Arc<HttpOptions>,
+    /// The bundles that each server has, and how often in a row it failed to deliver one.
+    offers: Mutex<Vec<Option<(Arc<BundleOffer>, u32)>>>,
     /// How often a server was overloaded or too slow.
     pushback: AtomicU64,
     /// Taken only by `drop`.
@@ -93,13 +103,14 @@ impl HttpStore {
         // Waiting for the network takes no processor: one thread drives all connections.
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("fetch").enable_all().build();
         Ok(Self {
+            offers: Mutex::new(vec![None; servers.len()]),
             servers: Servers::new(servers, options.server_reset)?,
             proxies: ProxyRotation::new(&options.proxies, options.proxy_reset),
             hops,
             backoff: Backoff::new(options.backoff_initial, options.backoff_max),
             pushback: AtomicU64::new(0),
             runtime: Some(runtime.at("asynchronous runtime")?),
-            options,
+            options: Arc::new(options),
         })
     }
 
@@ -163,6 +174,61 @@ impl HttpStore {
         self.pushback.load(Ordering::Relaxed)
     }
 
+    fn offers(&self) -> std::sync::MutexGuard<'_, Vec<Option<(Arc<BundleOffer>, u32)>>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bundles that are to be had of the server that is asked first.
+    fn bundle_offer(&self) -> Option<(usize, Arc<BundleOffer>)> {
+        let is_direct = self.hops.iter().all(|(hop, _)| *hop == Hop::Direct);
+        if self.options.bundles == Bundles::Never || self.options.bundles == Bundles::Direct && !is_direct {
+            return None;
+        }
+        let offers = self.offers();
+        if offers.iter().all(Option::is_none) {
+            return None;
+        }
+        let first = *self.servers.order(Instant::now()).first()?;
+        offers[first].as_ref().map(|(offer, _)| (first, Arc::clone(offer)))
+    }
+
+    /// Asks for a bundle, once; what it lacks is to be fetched singly. `None` if there is none to be had.
+    async fn fetch_bundle(&self, server: usize, offer: &BundleOffer, ids: &[ObjectId]) -> Option<Bundle> {
+        let url = offer.url(&self.servers.urls()[server]);
+        let (hop, client) = self.proxies.order(Instant::now()).first().map(|&proxy| &self.hops[proxy])?;
+        let nearest = if *hop == Hop::Direct { Blame::Server } else { Blame::Proxy };
+        let request = client.post(url).body(bundle::names(ids));
+        let bundle = match request::send(request, nearest, &self.options).await {
+            Ok(response) => Bundle::begin(response, nearest, Arc::clone(&self.options), offer, ids),
+            Err(failure) => Err(failure),
+        };
+        bundle.map_err(|failure| self.bundle_failed(server, &failure)).ok()
+    }
+
+    /// Remembers that a bundle came.
+    fn bundle_arrived(&self, server: usize) {
+        if let Some((_, failures)) = &mut self.offers()[server] {
+            *failures = 0;
+        }
+    }
+
+    /// Remembers that a bundle did not come, or not to its end. A server that keeps failing is not asked for bundles
+    /// any more, until it offers them again.
+    fn bundle_failed(&self, server: usize, failure: &Failure) {
+        tracing::debug!(url = route::shown(&self.servers.urls()[server]), reason = failure.reason(), "no bundle");
+        if failure.is_pushback() {
+            self.pushback.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut offers = self.offers();
+        if let Some((_, failures)) = &mut offers[server] {
+            *failures += 1;
+            let final_answer = matches!(failure.kind, Kind::Missing | Kind::Refused(_));
+            if final_answer || *failures >= BUNDLE_FAILURES_MAX {
+                offers[server] = None;
+            }
+        }
+    }
+
     fn wanted(&self, key: Key, method: Method) -> Wanted {
         match key {
             Key::Object(id) | Key::Shortcut(id) => {
@@ -182,9 +248,12 @@ impl HttpStore {
         for (position, server) in self.servers.order(Instant::now()).into_iter().enumerate() {
             let url = self.servers.url(server, &wanted.key);
             let failure = match self.fetch_from(&url, wanted, sink).await {
-                Ok(size) => {
+                Ok(Delivered { size, offer }) => {
                     if position > 0 {
                         self.servers.prefer(server, Instant::now());
+                    }
+                    if wanted.key == Key::Named(NamedFile::Manifest) {
+                        self.offers()[server] = offer.map(|offer| (Arc::new(offer), 0));
                     }
                     return Ok(size);
                 }
@@ -205,14 +274,14 @@ impl HttpStore {
     }
 
     /// Asks one server through one proxy after the other.
-    async fn fetch_from(&self, url: &Url, wanted: &Wanted, sink: &mut dyn Sink) -> Result<u64, Failure> {
+    async fn fetch_from(&self, url: &Url, wanted: &Wanted, sink: &mut dyn Sink) -> Result<Delivered, Failure> {
         let order = self.proxies.order(Instant::now());
         for (position, proxy) in order.iter().enumerate() {
             let is_last = position + 1 == order.len();
             match self.repeat(url, *proxy, is_last, wanted, sink).await {
-                Ok(size) => {
+                Ok(delivered) => {
                     self.proxies.restore(*proxy);
-                    return Ok(size);
+                    return Ok(delivered);
                 }
                 Err(mut failure) if failure.blame == Blame::Proxy => {
                     let name = format!("{:?}", self.hops[*proxy].0);
@@ -237,7 +306,7 @@ impl HttpStore {
         is_last_proxy: bool,
         wanted: &Wanted,
         sink: &mut dyn Sink,
-    ) -> Result<u64, Failure> {
+    ) -> Result<Delivered, Failure> {
         let (hop, client) = &self.hops[proxy];
         let nearest = if *hop == Hop::Direct { Blame::Server } else { Blame::Proxy };
         let mut wanted = wanted.clone();
@@ -245,7 +314,7 @@ impl HttpStore {
         loop {
             let result = request::attempt(client, nearest, url.clone(), &wanted, &self.options, sink).await;
             let failure = match result {
-                Ok(size) => return Ok(size),
+                Ok(delivered) => return Ok(delivered),
                 Err(failure) => failure,
             };
             if failure.is_pushback() {

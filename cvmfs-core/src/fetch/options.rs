@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ProxyChain;
+use super::{Bandwidth, ProxyChain};
 
 /// Choices of an [`HttpStore`](super::HttpStore); the defaults suit server tools on wide area networks.
 ///
@@ -42,6 +42,10 @@ pub struct HttpOptions {
     pub server_reset: Duration,
     /// How long a failed proxy is used last only.
     pub proxy_reset: Duration,
+    /// What all requests with a copy of these options may receive together.
+    pub bandwidth: Bandwidth,
+    /// Whether many small objects are asked for in one request, where a server offers that.
+    pub bundles: Bundles,
     /// Where large objects wait for their verification; by default the system's place for temporary files.
     pub temporary_directory: Option<PathBuf>,
 }
@@ -65,6 +69,8 @@ impl Default for HttpOptions {
             fresh_named_files: false,
             server_reset: Duration::from_mins(30),
             proxy_reset: Duration::from_mins(5),
+            bandwidth: Bandwidth::default(),
+            bundles: Bundles::default(),
             temporary_directory: None,
         }
     }
@@ -78,4 +84,16 @@ pub enum Redirects {
     Refuse,
     /// Up to four are followed for one request.
     Follow,
+}
+
+/// Whether many small objects are asked for in one request, where a server offers that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bundles {
+    /// Never.
+    Never,
+    /// Only of servers that are asked directly: caches keep single objects, and nothing of bundles.
+    #[default]
+    Direct,
+    /// Also through proxies.
+    Always,
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, PRAGMA};
-use reqwest::{Client, Method, Response, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
 
 use super::HttpOptions;
+use super::bundle::{BundleOffer, OFFER_HEADER};
 use super::failure::{Blame, Failure, Kind};
 use super::sink::Sink;
 use crate::hash::{ContentHash, Hasher};
@@ -24,7 +26,16 @@ pub(super) struct Wanted {
     pub(super) fresh: bool,
 }
 
-/// Sends one request and writes its answer to `sink`; returns the size of the content.
+/// What came.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    /// The size of the content.
+    pub(super) size: u64,
+    /// The bundles that the server has.
+    pub(super) offer: Option<BundleOffer>,
+}
+
+/// Sends one request and writes its answer to `sink`.
 ///
 /// 1. Send, and wait for the head of the answer.
 /// 2. Judge status and headers.
@@ -37,15 +48,20 @@ pub(super) async fn attempt(
     wanted: &Wanted,
     options: &HttpOptions,
     sink: &mut dyn Sink,
-) -> Result<u64, Failure> {
+) -> Result<Delivered, Failure> {
     sink.restart().map_err(|error| Failure::server(Kind::Local(error)))?;
-    let response = send(client, nearest, url, wanted, options).await?;
+    let request = client.request(wanted.method.clone(), url);
+    let request = if wanted.fresh { around_caches(request) } else { request };
+    let response = send(request, nearest, options).await?;
     if let Some(failure) = Failure::of_answer(response.status(), response.headers(), nearest, options.retry_after_max) {
         return Err(failure);
     }
+    let offer = response.headers().get(OFFER_HEADER).and_then(|value| BundleOffer::parse(value.to_str().ok()?));
     let length = content_length(response.headers());
     if wanted.method == Method::HEAD {
-        return length.ok_or_else(|| Failure::server(Kind::BadAnswer("the answer has no Content-Length".to_owned())));
+        let size =
+            length.ok_or_else(|| Failure::server(Kind::BadAnswer("the answer has no Content-Length".to_owned())))?;
+        return Ok(Delivered { size, offer });
     }
     if length.is_some_and(|length| length > wanted.max_size) {
         return Err(too_large(wanted));
@@ -56,13 +72,16 @@ pub(super) async fn attempt(
         (None, Some(encoding)) => {
             Err(Failure::server(Kind::BadAnswer(format!("content encoding {encoding} was not asked for"))))
         }
-        (None, None) => receive(response, nearest, wanted, options, sink, &mut |_| ()).await,
+        (None, None) => {
+            let size = receive(response, nearest, wanted, options, sink, &mut |_| ()).await?;
+            Ok(Delivered { size, offer })
+        }
         (Some(expected), encoding) => {
             let mut hasher = Hasher::new(expected.algorithm());
             let size = receive(response, nearest, wanted, options, sink, &mut |bytes| hasher.update(bytes)).await?;
             let actual = hasher.finish();
             if actual == expected {
-                return Ok(size);
+                return Ok(Delivered { size, offer });
             }
             let note = encoding.map_or_else(String::new, |encoding| format!(" (content encoding {encoding})"));
             Err(Failure::server(Kind::BadHash { expected, actual, note }))
@@ -70,18 +89,14 @@ pub(super) async fn attempt(
     }
 }
 
-async fn send(
-    client: &Client,
-    nearest: Blame,
-    url: Url,
-    wanted: &Wanted,
-    options: &HttpOptions,
-) -> Result<Response, Failure> {
-    let mut request = client.request(wanted.method.clone(), url);
-    if wanted.fresh {
-        let no_cache = HeaderValue::from_static("no-cache");
-        request = request.header(CACHE_CONTROL, no_cache.clone()).header(PRAGMA, no_cache);
-    }
+/// Has caches ask the server.
+fn around_caches(request: RequestBuilder) -> RequestBuilder {
+    let no_cache = HeaderValue::from_static("no-cache");
+    request.header(CACHE_CONTROL, no_cache.clone()).header(PRAGMA, no_cache)
+}
+
+/// Sends a request and waits for the head of its answer.
+pub(super) async fn send(request: RequestBuilder, nearest: Blame, options: &HttpOptions) -> Result<Response, Failure> {
     // The library itself limits only the time to connect.
     let patience = options.connect_timeout.saturating_add(options.low_speed_time);
     match tokio::time::timeout(patience, request.send()).await {
@@ -102,29 +117,42 @@ async fn receive(
 ) -> Result<u64, Failure> {
     let mut size = 0_u64;
     let mut speed = SpeedGauge::new(options);
-    loop {
-        let started = Instant::now();
-        let received = tokio::time::timeout(speed.patience(), response.chunk()).await;
-        // A body shorter than its Content-Length is an error of the library, not an end.
-        let received = match received {
-            Ok(result) => Some(result.map_err(|error| Failure::of_transport(&error, nearest))?),
-            Err(_timeout) => None,
-        };
-        let bytes = match &received {
-            Some(Some(bytes)) => &bytes[..],
-            Some(None) => return Ok(size),
-            None => &[],
-        };
-        if !speed.is_acceptable(bytes.len() as u64, started.elapsed()) {
-            let reason = format!("less than {} bytes/s for {:?}", options.low_speed_limit, options.low_speed_time);
-            return Err(Failure::new(Kind::Transfer(reason), nearest));
-        }
+    while let Some(bytes) = next_chunk(&mut response, nearest, &mut speed, options).await? {
         size += bytes.len() as u64;
         if size > wanted.max_size {
             return Err(too_large(wanted));
         }
-        watch(bytes);
-        sink.write(bytes).map_err(|error| Failure::server(Kind::Local(error)))?;
+        watch(&bytes);
+        sink.write(&bytes).map_err(|error| Failure::server(Kind::Local(error)))?;
+    }
+    Ok(size)
+}
+
+/// Waits for the next piece of a content; `None` at its end.
+pub(super) async fn next_chunk(
+    response: &mut Response,
+    nearest: Blame,
+    speed: &mut SpeedGauge,
+    options: &HttpOptions,
+) -> Result<Option<Bytes>, Failure> {
+    loop {
+        let started = Instant::now();
+        // A body shorter than its Content-Length is an error of the library, not an end.
+        let received = match tokio::time::timeout(speed.patience(), response.chunk()).await {
+            Ok(Ok(Some(bytes))) => Some(bytes),
+            Ok(Ok(None)) => return Ok(None),
+            Ok(Err(error)) => return Err(Failure::of_transport(&error, nearest)),
+            Err(_timeout) => None,
+        };
+        let size = received.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        if !speed.is_acceptable(size, started.elapsed()) {
+            let reason = format!("less than {} bytes/s for {:?}", options.low_speed_limit, options.low_speed_time);
+            return Err(Failure::new(Kind::Transfer(reason), nearest));
+        }
+        if let Some(bytes) = received {
+            options.bandwidth.take(size).await;
+            return Ok(Some(bytes));
+        }
     }
 }
 
@@ -132,7 +160,7 @@ async fn receive(
 ///
 /// Only the time spent waiting for the network counts, not that of writing to the sink.
 #[derive(Debug)]
-struct SpeedGauge {
+pub(super) struct SpeedGauge {
     window: Duration,
     bytes_per_window: u64,
     waited: Duration,
@@ -140,7 +168,7 @@ struct SpeedGauge {
 }
 
 impl SpeedGauge {
-    fn new(options: &HttpOptions) -> Self {
+    pub(super) fn new(options: &HttpOptions) -> Self {
         let milliseconds = u64::try_from(options.low_speed_time.as_millis()).unwrap_or(u64::MAX);
         let bytes_per_window = options.low_speed_limit.saturating_mul(milliseconds) / 1000;
         Self { window: options.low_speed_time, bytes_per_window, waited: Duration::ZERO, received: 0 }

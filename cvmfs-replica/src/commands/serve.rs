@@ -57,6 +57,9 @@ pub(super) struct Arguments {
     /// Connections served at the same time
     #[arg(long, value_name = "NUMBER", default_value_t = ServeOptions::default().max_connections)]
     max_connections: usize,
+    /// Answers with many small objects, for replicas, that are given at the same time; 0 to offer none
+    #[arg(long, value_name = "NUMBER", default_value_t = ServeOptions::default().max_bundles)]
+    max_bundles: usize,
     /// Seconds that running answers get after the interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = ServeOptions::default().shutdown_grace.as_secs())]
     grace: u64,
@@ -83,6 +86,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         reload: Arc::clone(&reload),
         access_log: arguments.access_log,
         max_connections: arguments.max_connections,
+        max_bundles: arguments.max_bundles,
         shutdown_grace: Duration::from_secs(arguments.grace),
         ..ServeOptions::default()
     };

@@ -20,7 +20,6 @@ use cvmfs_core::catalog::Catalog;
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::compression::Compression;
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::fetch::queue::QueueOptions;
 use cvmfs_core::fetch::{HttpStore, Url};
 use cvmfs_core::hash::{ContentHash, ObjectId};
 use cvmfs_core::lock::FileLock;
@@ -118,7 +117,7 @@ pub fn preload(
         selection,
         scratch: directory.join("txn"),
         max_catalog_size: MAX_CATALOG_SIZE,
-        queue: QueueOptions { max_in_flight: options.transfer.max_requests, ..QueueOptions::default() },
+        queue: options.transfer.queue_options(),
         cancel: cancel.clone(),
     })?;
     let root = Root { catalog: manifest.root_catalog, size: manifest.root_catalog_size, base: None };
@@ -130,7 +129,7 @@ pub fn preload(
         if let Some(id) = manifest.metainfo_object().filter(|id| !compressed.has(id).unwrap_or(false)) {
             compressed.put(&id, &source.read(&id.into())?)?;
         }
-        compressed.flush()?;
+        walk.settle()?;
         write_notes(directory, manifest, options.paths.as_deref())?;
     }
     Ok(PreloadOutcome {

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::fetch::{HttpOptions, ProxyChain, Url, parse_servers};
+use cvmfs_core::fetch::queue::QueueOptions;
+use cvmfs_core::fetch::{Bandwidth, HttpOptions, ProxyChain, Url, parse_servers};
 use cvmfs_core::lock::FileLock;
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::progress::Cancel;
@@ -78,6 +79,8 @@ pub struct Transfer {
     pub max_requests: usize,
     /// `CVMFS_HTTP_TIMEOUT`: how long a connection may take, and a transfer may be too slow.
     pub timeout: Duration,
+    /// The wait before what may pass is tried again; it grows from one time to the next.
+    pub pause: Duration,
     /// `CVMFS_HTTP_RETRIES`: how often what may pass is tried again.
     pub retries: u32,
     /// `CVMFS_HTTP_PROXY`.
@@ -91,6 +94,7 @@ impl Default for Transfer {
         Self {
             max_requests: MAX_REQUESTS,
             timeout: Duration::from_secs(10),
+            pause: Duration::from_millis(500),
             retries: 3,
             proxies: ProxyChain::default(),
             bytes_per_second: None,
@@ -200,14 +204,21 @@ impl Transfer {
             connect_timeout: self.timeout,
             low_speed_time: self.timeout,
             retries: self.retries,
+            backoff_initial: self.pause,
+            bandwidth: self.bytes_per_second.map_or_else(Bandwidth::default, Bandwidth::limited),
             // As the reference's replication does.
-            backoff_max: Duration::from_secs(2),
+            backoff_max: 4 * self.pause,
             // What is newest at the source counts, not what a cache on the way remembers.
             fresh_named_files: true,
             temporary_directory: Some(scratch),
             user_agent: concat!("cvmfs-replica/", env!("CARGO_PKG_VERSION")).to_owned(),
             ..HttpOptions::default()
         }
+    }
+
+    /// How many objects are fetched at a time.
+    pub(crate) fn queue_options(&self) -> QueueOptions {
+        QueueOptions { max_in_flight: self.max_requests, round_pause: 4 * self.pause, ..QueueOptions::default() }
     }
 
     fn of(variables: &Variables) -> Result<Self> {
@@ -218,6 +229,7 @@ impl Transfer {
         Ok(Self {
             max_requests: workers.unwrap_or(default.max_requests),
             timeout,
+            pause: default.pause,
             retries: variables.parse("CVMFS_HTTP_RETRIES")?.unwrap_or(default.retries),
             proxies: variables.get("CVMFS_HTTP_PROXY").unwrap_or_default().parse()?,
             bytes_per_second: bandwidth,

@@ -17,6 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use cvmfs_core::fetch::bundle::OFFER_HEADER;
 use cvmfs_core::hash::{Algorithm, ObjectKind};
 use cvmfs_core::storage::NamedFile;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -25,11 +26,12 @@ use tokio::sync::mpsc;
 
 use super::access::Record;
 use super::api;
+use super::bundle;
 use super::cache::CachedObject;
 use super::connection::Shared;
-
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
 use super::metrics::{self, Label};
+use super::repositories::MANIFEST;
 use super::respond::{self, Caching, Facts, Representation, Selection};
 use super::route::{Kind, Place, Resource, Target, route};
 use super::{info, pages, pull};
@@ -351,7 +353,7 @@ fn response_from(
     disk: Disk,
 ) -> io::Result<Response<ResponseBody>> {
     let (file, facts) = file::open(directory, resource, disk)?;
-    respond_with(request, resource, facts, now, |start, end| {
+    let mut response = respond_with(request, resource, facts, now, |start, end| {
         if end - start > SMALL_FILE_MAX {
             return Ok(Content::File(FileBody::new(file, start, end)));
         }
@@ -362,7 +364,11 @@ fn response_from(
             shared.objects.put(repository, &id, &content, facts, asked);
         }
         Ok(Content::Bytes(content))
-    })
+    })?;
+    if resource.path == MANIFEST && resource.kind == Kind::Named && shared.options.max_bundles > 0 {
+        response.headers_mut().insert(OFFER_HEADER, bundle::offer());
+    }
+    Ok(response)
 }
 
 /// Decides what of a file to send, and gets it from `content`.

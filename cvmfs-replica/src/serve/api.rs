@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::answer::{ResponseBody, error, text};
+use super::bundle;
 use super::connection::Shared;
 use super::respond::{self, Caching};
 use super::route::{ApiCall, percent_decode};
@@ -28,6 +29,7 @@ pub(super) async fn answer(
 ) -> Response<ResponseBody> {
     match (call.repository.as_deref(), call.function.as_str(), call.argument.as_deref()) {
         (Some(_), "geo", Some(argument)) => geo(argument, &request, client, shared, now).await,
+        (Some(repository), "bundle", None) => bundle::answer(repository, request, shared, now).await,
         // Upstream: the same words and lifetime; clients ask the next server.
         _ => bad_request("unrecognized api function", request.method(), now),
     }

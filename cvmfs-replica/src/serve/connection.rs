@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) objects: ObjectCache,
     pub(super) options: ServeOptions,
     pub(super) metrics: Metrics,
+    /// One permit for each bundle that may be answered.
+    pub(super) bundles: Arc<Semaphore>,
     pub(super) states: States,
     /// `None` if there are no pages.
     pub(super) librarian: Option<Librarian>,

@@ -25,6 +25,7 @@
 //! | `/cvmfs/<name>/stats/…` | by extension | 61 s |
 //! | `/cvmfs/info/v1/{repositories,meta}.json` | `application/json` | 61 s |
 //! | `/cvmfs/<name>/api/v1.0/geo/…` | order of servers by distance | 1 hour, refusals 300 s |
+//! | `/cvmfs/<name>/api/v1.0/bundle` | `application/x-cvmfs-bundle` | not at all |
 //! | `/metrics`, `/healthz` | text | not at all |
 //! | `/`, `/browse/…`, `/download/…` | pages for people | 10 s, 61 s |
 //! | everything else | 404 | 10 s |
@@ -34,6 +35,7 @@
 mod access;
 mod answer;
 mod api;
+mod bundle;
 mod cache;
 mod connection;
 mod direct;
@@ -98,6 +100,8 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Bytes of memory for small objects that are asked for often; 0 to read each from its file.
     pub object_cache_size: u64,
+    /// Bundles that are answered at the same time; 0 to offer none. See [`cvmfs_core::fetch::bundle`].
+    pub max_bundles: usize,
     /// Whether there are pages for people: the overview, and the browser of trees.
     pub pages: bool,
     /// Where catalogs are inflated for pages; a directory there is made, and removed at the end.
@@ -125,6 +129,7 @@ impl Default for ServeOptions {
             max_header_size: 16 * 1024,
             threads: 0,
             object_cache_size: 128 << 20,
+            max_bundles: 64,
             pages: true,
             scratch: std::env::temp_dir(),
             geo_database: None,
@@ -220,6 +225,7 @@ fn prepare(repositories: Repositories, options: ServeOptions) -> Result<Shared> 
         geo: RwLock::new(geo),
         tls: options.tls.clone().map(Tls::open).transpose()?,
         puller: Puller::new(),
+        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
         repositories: Arc::new(repositories),
         options,
     };

@@ -15,7 +15,7 @@ use super::file::{Disk, open_directory};
 use super::route::{Place, is_repository_name};
 
 /// What makes a directory of the tree a repository.
-const MANIFEST: &str = ".cvmfspublished";
+pub(super) const MANIFEST: &str = ".cvmfspublished";
 
 /// How long a storage directory is used without looking whether its name still leads to it.
 const DIRECTORY_TRUSTED_FOR: Duration = Duration::from_secs(1);

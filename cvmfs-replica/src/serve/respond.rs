@@ -199,6 +199,11 @@ pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
     head
 }
 
+/// The head of an answer whose headers are up to the caller.
+pub(super) fn ok_head(now: SystemTime) -> Response<()> {
+    bare_head(StatusCode::OK, now)
+}
+
 /// How long an answer may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caching {

@@ -30,7 +30,6 @@ use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::compression::Compression;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::fetch::HttpStore;
-use cvmfs_core::fetch::queue::QueueOptions;
 use cvmfs_core::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::progress::{Cancel, Progress, Unit};
@@ -208,7 +207,7 @@ impl<'a> Run<'a> {
         let named = self.fetch_named_objects(&documents)?;
         let walk = Walk::new(self.setting(proven)?)?;
         let trees = trees::complete(self, &walk, &documents.manifest, progress)?;
-        self.store.flush()?;
+        walk.settle()?;
         let outcome = SnapshotOutcome {
             counts: walk.counts().and(named),
             failures: trees.failures,
@@ -313,7 +312,7 @@ impl<'a> Run<'a> {
             selection: self.replica.selection.clone(),
             scratch,
             max_catalog_size: self.options.max_catalog_size,
-            queue: QueueOptions { max_in_flight: self.replica.transfer.max_requests, ..QueueOptions::default() },
+            queue: self.replica.transfer.queue_options(),
             cancel: self.cancel.clone(),
         })
     }

@@ -13,7 +13,7 @@
 mod limit;
 mod sink;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::limit::Limit;
 use self::sink::{Arrival, Arrived, MemoryInUse};
 use super::HttpStore;
+use super::bundle::BundleOffer;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::ObjectId;
 use crate::progress::Cancel;
@@ -34,6 +35,19 @@ use crate::storage::{ReadStore as _, WriteStore};
 const TICK: Duration = Duration::from_millis(50);
 /// Verified objects that may wait for a writer.
 const BACKLOG_MAX: usize = 256;
+/// How many of them a writer takes at a time.
+const BATCH: usize = 16;
+/// How long a writer that has just worked waits before it looks for more. Waking it for every object would cost more
+/// than the writing.
+const WRITER_PAUSE: Duration = Duration::from_micros(500);
+
+/// Bundles on their way at the same time.
+const BUNDLES_MAX: usize = 16;
+/// A bundle takes this part of what waits, so that several can be on their way.
+const BUNDLES_FROM_WAITING: usize = 4;
+/// A bundle of fewer objects waits a moment for more.
+const GATHERED_MIN: usize = 64;
+const GATHER_TIME: Duration = Duration::from_millis(2);
 
 /// Choices of an [`ObjectQueue`].
 #[derive(Debug, Clone)]
@@ -138,11 +152,19 @@ struct Shared {
     stop: watch::Sender<bool>,
     /// One permit for each verified object that may wait for a writer.
     backlog: Semaphore,
-    /// Verified objects.
-    arrived: Mutex<Option<VecDeque<Verified>>>,
-    /// Signalled when there is something in `arrived`, or will be nothing any more.
+    arrived: Mutex<Backlog>,
+    /// Signalled when there is something in `arrived` for a writer that sleeps, or when all is to end.
     to_write: Condvar,
     memory: Arc<MemoryInUse>,
+}
+
+/// Verified objects.
+#[derive(Default)]
+struct Backlog {
+    objects: VecDeque<Verified>,
+    sleeping_writers: usize,
+    /// Nothing more is to be written.
+    ended: bool,
 }
 
 /// An object on its way to a writer.
@@ -155,11 +177,17 @@ struct Verified {
 struct State {
     /// Objects that nobody fetches yet, with the number of rounds they had.
     waiting: VecDeque<(ObjectId, u32)>,
+    /// Objects that a bundle did not deliver; they come first.
+    singly: VecDeque<(ObjectId, u32)>,
+    /// Bundles on their way.
+    bundles: usize,
     /// Objects that failed and wait for another round.
     resting: VecDeque<(Instant, ObjectId, u32)>,
     /// All requested objects without a result.
     open: HashMap<ObjectId, Tokens>,
     results: VecDeque<Fetched>,
+    /// Callers that wait for room, and for a result.
+    waiting_callers: usize,
     /// Nothing more will be requested.
     closed: bool,
     /// Running fetch tasks, and how many of them have nothing to do.
@@ -191,9 +219,12 @@ impl ObjectQueue {
     ) -> Result<Self> {
         let state = State {
             waiting: VecDeque::new(),
+            singly: VecDeque::new(),
+            bundles: 0,
             resting: VecDeque::new(),
             open: HashMap::new(),
             results: VecDeque::new(),
+            waiting_callers: 0,
             closed: false,
             tasks: 0,
             idle: 0,
@@ -211,7 +242,7 @@ impl ObjectQueue {
             work: Notify::new(),
             stop: watch::Sender::new(false),
             backlog: Semaphore::new(BACKLOG_MAX),
-            arrived: Mutex::new(Some(VecDeque::new())),
+            arrived: Mutex::default(),
             to_write: Condvar::new(),
             memory: Arc::new(MemoryInUse::new(options.memory)),
             options,
@@ -239,7 +270,7 @@ impl ObjectQueue {
             return Ok(());
         }
         while state.waiting.len() >= self.shared.options.max_waiting && !self.shared.is_stopped() {
-            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.wait(&self.shared.room, state);
         }
         if self.shared.is_stopped() {
             return Err(Error::Cancelled);
@@ -278,7 +309,7 @@ impl ObjectQueue {
             if state.closed && state.open.is_empty() {
                 return None;
             }
-            state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.wait(&self.shared.finished, state);
         }
     }
 
@@ -319,6 +350,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a caller wait for a signal.
+    fn wait<'a>(&self, signal: &Condvar, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting_callers += 1;
+        let mut state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting_callers -= 1;
+        state
+    }
+
     fn is_stopped(&self) -> bool {
         *self.stop.borrow()
     }
@@ -328,6 +371,7 @@ impl Shared {
         let mut state = self.state();
         self.stop.send_replace(true);
         state.waiting.clear();
+        state.singly.clear();
         state.resting.clear();
         for (id, tokens) in std::mem::take(&mut state.open) {
             state.results.extend(tokens.all().map(|token| Fetched { id, token, result: Err(Error::Cancelled) }));
@@ -335,13 +379,17 @@ impl Shared {
         drop(state);
         self.room.notify_all();
         self.finished.notify_all();
-        *self.arrived.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut backlog = self.backlog();
+        backlog.ended = true;
+        backlog.objects.clear();
+        drop(backlog);
         self.to_write.notify_all();
     }
 
     /// Finds somebody for an object that waits: a task that has nothing to do, or another one.
     fn recruit(self: &Arc<Self>, state: &mut State) {
-        if state.waiting.is_empty() {
+        let may_bundle = state.bundles < BUNDLES_MAX;
+        if state.singly.is_empty() && (state.waiting.is_empty() || !may_bundle) {
             return;
         }
         if state.idle > 0 {
@@ -371,9 +419,10 @@ impl Shared {
                 let (_, id, rounds) = state.resting.pop_front().expect("it was there");
                 state.waiting.push_back((id, rounds));
             }
-            let busy = !state.waiting.is_empty();
+            let busy = !state.waiting.is_empty() || !state.singly.is_empty();
             state.limit.tick(now, self.source.pushback(), busy);
-            for _ in state.tasks..state.limit.current().min(state.tasks + state.waiting.len()) {
+            let open = state.waiting.len() + state.singly.len();
+            for _ in state.tasks..state.limit.current().min(state.tasks + open) {
                 self.recruit(&mut state);
             }
         }
@@ -383,8 +432,15 @@ impl Shared {
     async fn fetch_all(self: Arc<Self>) {
         let mut stop = self.stop.subscribe();
         let work = async {
-            while let Some((id, rounds)) = self.next_waiting().await {
-                self.fetch_one(id, rounds).await;
+            while let Some(next) = self.next_waiting().await {
+                match next {
+                    Next::Fetch(id, rounds) => self.fetch_one(id, rounds).await,
+                    Next::Bundle(server, offer, objects) => self.fetch_bundle(server, &offer, objects).await,
+                    Next::Fail(id, reason) => {
+                        let what = self.source.describe(&id.into());
+                        self.finish([(id, Err(Error::Unavailable { what, reason }))]);
+                    }
+                }
             }
         };
         tokio::select! {
@@ -393,35 +449,97 @@ impl Shared {
         }
     }
 
-    /// Waits for an object to fetch; `None` if this task is one too many.
-    async fn next_waiting(self: &Arc<Self>) -> Option<(ObjectId, u32)> {
+    /// Waits for something to fetch; `None` if this task is one too many.
+    async fn next_waiting(self: &Arc<Self>) -> Option<Next> {
+        let mut gathered = false;
         loop {
-            {
+            let offer = self.source.bundle_offer();
+            let gather = {
                 let mut state = self.state();
                 if state.tasks > state.limit.current() {
                     state.tasks -= 1;
                     return None;
                 }
-                if let Some(next) = state.waiting.pop_front() {
-                    self.recruit(&mut state);
-                    if state.waiting.len() + 1 == self.options.max_waiting {
-                        self.room.notify_all();
+                let gather = offer.is_some() && !gathered && (1..GATHERED_MIN).contains(&state.waiting.len());
+                if !gather || !state.singly.is_empty() {
+                    if let Some(next) = self.take_next(&mut state, offer) {
+                        return Some(next);
                     }
-                    return Some(next);
+                    state.idle += 1;
                 }
-                state.idle += 1;
+                gather
+            };
+            if gather {
+                gathered = true;
+                tokio::time::sleep(GATHER_TIME).await;
+                continue;
             }
             self.work.notified().await;
             self.state().idle -= 1;
         }
     }
 
+    fn take_next(self: &Arc<Self>, state: &mut State, offer: Option<(usize, Arc<BundleOffer>)>) -> Option<Next> {
+        let single = match (state.singly.pop_front(), offer) {
+            (Some(single), _) => Some(single),
+            (None, Some((server, offer))) if state.waiting.len() > 1 && state.gone.is_none() => {
+                if state.bundles >= BUNDLES_MAX {
+                    return None;
+                }
+                state.bundles += 1;
+                let count = (state.waiting.len() / BUNDLES_FROM_WAITING).max(GATHERED_MIN).min(offer.max_objects);
+                let objects = state.waiting.drain(..count.min(state.waiting.len())).collect();
+                self.make_room(state, count);
+                self.recruit(state);
+                return Some(Next::Bundle(server, offer, objects));
+            }
+            (None, _) => state.waiting.pop_front(),
+        };
+        let (id, rounds) = single?;
+        self.make_room(state, 1);
+        self.recruit(state);
+        let reason = state.gone.clone();
+        Some(reason.map_or(Next::Fetch(id, rounds), |reason| Next::Fail(id, reason)))
+    }
+
+    /// Tells callers that `count` objects less wait. Not for every object: callers fill the queue at once.
+    fn make_room(&self, state: &State, count: usize) {
+        let (now, half) = (state.waiting.len(), self.options.max_waiting / 2);
+        if state.waiting_callers > 0 && now <= half && now + count > half {
+            self.room.notify_all();
+        }
+    }
+
+    /// Fetches objects in one request and hands them to writers; those that do not come are left to be fetched singly.
+    async fn fetch_bundle(self: &Arc<Self>, server: usize, offer: &BundleOffer, objects: Vec<(ObjectId, u32)>) {
+        let rounds: HashMap<_, _> = objects.into_iter().collect();
+        let ids: Vec<_> = rounds.keys().copied().collect();
+        let mut missing: HashSet<_> = rounds.keys().copied().collect();
+        if let Some(mut bundle) = self.source.fetch_bundle(server, offer, &ids).await {
+            let mut arrived = Vec::new();
+            loop {
+                let more = bundle.next(&mut arrived).await;
+                for (id, stored) in arrived.drain(..) {
+                    let size = stored.len() as u64;
+                    self.note_answer(&id, 0, &Ok(size));
+                    self.hand_over(Verified { id, size, arrived: Arrived::whole(stored, &self.memory) }).await;
+                }
+                match more {
+                    Ok(true) => {}
+                    Ok(false) => break self.source.bundle_arrived(server),
+                    Err(failure) => break self.source.bundle_failed(server, &failure),
+                }
+            }
+            missing = bundle.into_missing();
+        }
+        let mut state = self.state();
+        state.bundles -= 1;
+        state.singly.extend(missing.into_iter().map(|id| (id, rounds.get(&id).copied().unwrap_or_default())));
+        self.recruit(&mut state);
+    }
+
     /// Fetches an object and hands it to a writer.
     async fn fetch_one(&self, id: ObjectId, rounds: u32) {
-        if let Some(reason) = self.state().gone.clone() {
-            let what = self.source.describe(&id.into());
-            return self.finish(id, Err(Error::Unavailable { what, reason }));
-        }
         let mut arrival = Arrival::new(self.destination.as_ref(), &self.memory, self.options.memory_per_object);
         let result = self.source.fetch_object(&id, &mut arrival).await;
         if !self.note_answer(&id, rounds, &result) {
@@ -429,7 +547,7 @@ impl Shared {
         }
         match result {
             Ok(size) => self.hand_over(Verified { id, size, arrived: arrival.into_arrived() }).await,
-            Err(error) => self.finish(id, Err(error)),
+            Err(error) => self.finish([(id, Err(error))]),
         }
     }
 
@@ -469,47 +587,73 @@ impl Shared {
         if let Ok(permit) = self.backlog.acquire().await {
             permit.forget();
         }
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(arrived) = arrived.as_mut() {
-            arrived.push_back(verified);
+        let mut backlog = self.backlog();
+        if backlog.ended {
+            return;
         }
-        drop(arrived);
-        self.to_write.notify_one();
+        backlog.objects.push_back(verified);
+        let wake = backlog.sleeping_writers > 0;
+        drop(backlog);
+        if wake {
+            self.to_write.notify_one();
+        }
     }
 
-    /// Writes one verified object after the other to the storage, until everything ends.
+    /// Writes verified objects to the storage, until everything ends.
     fn write(&self) {
-        loop {
-            let verified = {
-                let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut arrived = self
-                    .to_write
-                    .wait_while(arrived, |arrived| arrived.as_ref().is_some_and(VecDeque::is_empty))
-                    .unwrap_or_else(PoisonError::into_inner);
-                let Some(verified) = arrived.as_mut().and_then(VecDeque::pop_front) else { return };
-                verified
-            };
-            let Verified { id, size, arrived } = verified;
-            let result = arrived.put(self.destination.as_ref(), &id);
-            self.backlog.add_permits(1);
-            self.finish(id, result.map(|_| size));
+        let mut batch = Vec::new();
+        let mut results = Vec::new();
+        while self.take_batch(&mut batch) {
+            let more_waits = batch.len() == BATCH;
+            for Verified { id, size, arrived } in batch.drain(..) {
+                results.push((id, arrived.put(self.destination.as_ref(), &id).map(|_| size)));
+                self.backlog.add_permits(1);
+            }
+            self.finish(results.drain(..));
+            if !more_waits {
+                std::thread::sleep(WRITER_PAUSE);
+            }
         }
     }
 
-    /// Delivers the result of an object to all who asked.
-    fn finish(&self, id: ObjectId, result: Result<u64>) {
-        let mut state = self.state();
-        let Some(tokens) = state.open.remove(&id) else { return };
-        let more: Vec<_> = tokens
-            .more
-            .iter()
-            .map(|&token| Fetched { id, token, result: result.as_ref().map(|_| 0).map_err(Error::repeated) })
-            .collect();
-        state.results.push_back(Fetched { id, token: tokens.first, result });
-        state.results.extend(more);
-        drop(state);
-        self.finished.notify_all();
+    /// Waits for objects to write; false when there will be none.
+    fn take_batch(&self, batch: &mut Vec<Verified>) -> bool {
+        let mut backlog = self.backlog();
+        while backlog.objects.is_empty() && !backlog.ended {
+            backlog.sleeping_writers += 1;
+            backlog = self.to_write.wait(backlog).unwrap_or_else(PoisonError::into_inner);
+            backlog.sleeping_writers -= 1;
+        }
+        let count = backlog.objects.len().min(BATCH);
+        batch.extend(backlog.objects.drain(..count));
+        !backlog.ended
     }
+
+    /// Delivers the results of objects to all who asked.
+    fn finish(&self, finished: impl IntoIterator<Item = (ObjectId, Result<u64>)>) {
+        let mut state = self.state();
+        for (id, result) in finished {
+            let Some(tokens) = state.open.remove(&id) else { continue };
+            for token in tokens.more {
+                let result = result.as_ref().map(|_| 0).map_err(Error::repeated);
+                state.results.push_back(Fetched { id, token, result });
+            }
+            state.results.push_back(Fetched { id, token: tokens.first, result });
+        }
+        let wake = state.waiting_callers > 0;
+        drop(state);
+        if wake {
+            self.finished.notify_all();
+        }
+    }
+}
+
+/// What a fetch task is to do.
+enum Next {
+    Fetch(ObjectId, u32),
+    Bundle(usize, Arc<BundleOffer>, Vec<(ObjectId, u32)>),
+    /// Nothing but to say why.
+    Fail(ObjectId, String),
 }
 
 impl Tokens {

@@ -119,6 +119,11 @@ impl Sink for Arrival<'_> {
 }
 
 impl Arrived {
+    /// A small object that is here already.
+    pub(super) fn whole(bytes: Vec<u8>, memory: &Arc<MemoryInUse>) -> Self {
+        Self { bytes, share: Share { memory: Arc::clone(memory), bytes: 0 }, staged: None }
+    }
+
     /// Puts the object into the storage, under the name of which the content was verified.
     pub(super) fn put(self, destination: &dyn WriteStore, id: &ObjectId) -> Result<Put> {
         match self.staged {
