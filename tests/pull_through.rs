@@ -14,7 +14,7 @@ fn original() -> Site {
     let site = Site::with_repository(&[]);
     let tree = site.path("tree");
     make_tree("many", &tree, &["100"]);
-    site.publish(&["publish", "--from", tree.to_str().unwrap(), "--tag", "v1"]).ok();
+    site.publish(&["publish", "--from", tree.to_str().expect("the test can go on"), "--tag", "v1"]).ok();
     site
 }
 
@@ -31,7 +31,7 @@ fn catalogs(storage: &Path) -> usize {
 /// Has every object of the repository read over HTTP.
 fn read_all(site: &Site, url: &str) -> bool {
     let key = site.key_file("pub");
-    let arguments = ["verify", "--repo", NAME, "--url", url, "--public-key", key.to_str().unwrap()];
+    let arguments = ["verify", "--repo", NAME, "--url", url, "--public-key", key.to_str().expect("the test can go on")];
     site.publish(&arguments).status.success()
 }
 
@@ -76,7 +76,7 @@ fn many_clients_make_one_fetch() {
     let mut source = Source::start(&original);
     let replica = pulling(&original, &source);
     let server = replica.site.serve();
-    let object = objects(&original.storage()).into_iter().find(|name| name.len() == 40).unwrap();
+    let object = objects(&original.storage()).into_iter().find(|name| name.len() == 40).expect("the test can go on");
     let path = object_path(&object).display().to_string();
     source.requests();
     let url = format!("{}/{path}", server.repository(NAME));
@@ -85,15 +85,15 @@ fn many_clients_make_one_fetch() {
             let mut command = Command::new("curl");
             command.args(["--noproxy", "*", "--silent", "--fail", "--output"]);
             command.arg(replica.site.path(&format!("copy-{number}"))).arg(&url).stdout(Stdio::null());
-            command.spawn().unwrap()
+            command.spawn().expect("the test can go on")
         })
         .collect();
     for mut client in clients {
-        assert!(client.wait().unwrap().success());
+        assert!(client.wait().expect("the test can go on").success());
     }
-    let content = fs::read(original.storage().join(&path)).unwrap();
+    let content = fs::read(original.storage().join(&path)).expect("the test can go on");
     for number in 0..20 {
-        assert!(fs::read(replica.site.path(&format!("copy-{number}"))).unwrap() == content);
+        assert!(fs::read(replica.site.path(&format!("copy-{number}"))).expect("the test can go on") == content);
     }
     assert_eq!(source.requests(), [path]);
 }
@@ -114,15 +114,15 @@ fn what_is_wrong_at_the_source_is_neither_served_nor_stored() {
         names
             .iter()
             .find(|name| name.trim_start_matches(|c: char| c.is_ascii_hexdigit() && !c.is_uppercase()) == suffix)
-            .unwrap()
+            .expect("the test can go on")
     };
     for name in [of_kind(""), of_kind("C")] {
         let path = object_path(name).display().to_string();
         let file = original.storage().join(&path);
-        let content = fs::read(&file).unwrap();
+        let content = fs::read(&file).expect("the test can go on");
         let mut damaged = content.clone();
         damaged[content.len() / 2] ^= 1;
-        fs::write(&file, damaged).unwrap();
+        fs::write(&file, damaged).expect("the test can go on");
         assert_eq!(status(&path), "404");
         assert!(!replica.site.storage().join(&path).exists());
         assert!(!replica.site.spool().join("catalogs").join(&path).exists());
@@ -131,13 +131,13 @@ fn what_is_wrong_at_the_source_is_neither_served_nor_stored() {
         assert!((1..=8).contains(&before), "{before}");
         assert_eq!(status(&path), "404");
         assert_eq!(source.requests().len(), 0);
-        fs::write(&file, content).unwrap();
+        fs::write(&file, content).expect("the test can go on");
     }
     // An object that nobody has.
     assert_eq!(status("data/00/0123456789012345678901234567890123456a"), "404");
     // A manifest that is signed by somebody else.
     let stranger = Site::with_repository(&[]);
-    fs::write(original.storage().join(".cvmfspublished"), stranger.manifest()).unwrap();
+    fs::write(original.storage().join(".cvmfspublished"), stranger.manifest()).expect("the test can go on");
     assert_eq!(status(".cvmfspublished"), "404");
     assert_eq!(status(".cvmfs_status.json"), "200");
     // Without pull-through nothing of this happens.
