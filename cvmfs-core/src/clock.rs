@@ -60,6 +60,12 @@ impl UnixSeconds {
         PrimitiveDateTime::parse(text, COMPACT).ok().map(|time| Self(time.assume_utc().unix_timestamp()))
     }
 
+    /// Parses what `date --utc` prints in the C locale.
+    pub fn parse_date_command(text: &str) -> Option<Self> {
+        // The hours of 12-hour locales and other zones are not UTC, and nobody writes them here.
+        PrimitiveDateTime::parse(text, DATE_COMMAND).ok().map(|time| Self(time.assume_utc().unix_timestamp()))
+    }
+
     fn format(self, description: StaticFormatDescription) -> String {
         OffsetDateTime::from_unix_timestamp(self.0)
             .ok()
@@ -106,6 +112,9 @@ mod tests {
         assert_eq!(time.date_command(), "Sun Oct 27 03:46:40 UTC 2024");
         assert_eq!(UnixSeconds(1_725_341_820).date_command(), "Tue Sep  3 05:37:00 UTC 2024");
         assert_eq!(UnixSeconds::parse_compact("20241027034640"), Some(time));
+        assert_eq!(UnixSeconds::parse_date_command("Sun Oct 27 03:46:40 UTC 2024"), Some(time));
+        assert_eq!(UnixSeconds::parse_date_command("Tue Sep  3 05:37:00 UTC 2024"), Some(UnixSeconds(1_725_341_820)));
+        assert_eq!(UnixSeconds::parse_date_command("Sun Oct 27 03:46:40 CET 2024"), None);
         for text in ["", "2024102703464", "202410270346400", "20241327034640", "+0241027034640", "2024102703464x"] {
             assert_eq!(UnixSeconds::parse_compact(text), None, "{text}");
         }

@@ -23,6 +23,8 @@ pub struct Tree {
     store: Arc<dyn ReadStore>,
     scratch: PathBuf,
     root: ContentHash,
+    /// Most bytes of a catalog, uncompressed.
+    catalog_limit: u64,
     /// Most recently used first.
     open: Vec<(ContentHash, RepoPath, Rc<Catalog>)>,
 }
@@ -55,7 +57,13 @@ impl Directory {
 impl Tree {
     /// The tree below a root catalog; `scratch` is a directory for inflated catalogs.
     pub fn new(store: Arc<dyn ReadStore>, root: ContentHash, scratch: &Path) -> Self {
-        Self { store, scratch: scratch.to_owned(), root, open: Vec::new() }
+        Self { store, scratch: scratch.to_owned(), root, catalog_limit: u64::MAX, open: Vec::new() }
+    }
+
+    /// Refuses catalogs of more than `limit` bytes, uncompressed, as `Malformed`.
+    #[must_use]
+    pub fn with_catalog_limit(self, limit: u64) -> Self {
+        Self { catalog_limit: limit, ..self }
     }
 
     /// The hash of the root catalog.
@@ -81,7 +89,7 @@ impl Tree {
         let entry = match self.open.iter().position(|(open, at, _)| *open == hash && at == mount) {
             Some(index) => self.open.remove(index),
             None => {
-                let catalog = Catalog::fetch(&*self.store, hash, &self.scratch)?;
+                let catalog = Catalog::fetch_limited(&*self.store, hash, &self.scratch, self.catalog_limit)?;
                 let root = catalog.root()?;
                 if root != *mount {
                     let what = format!("catalog {}", self.store.describe(&ObjectId::catalog(hash).into()));

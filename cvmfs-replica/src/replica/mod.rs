@@ -60,6 +60,8 @@ pub struct Replica {
     pub is_active: bool,
     /// `CVMFS_PASSTHROUGH`: nothing is stored, requests are passed on to the source.
     pub is_pass_through: bool,
+    /// `CVMFS_REPLICA_PULL_THROUGH`: what clients ask for and is missing is fetched while they wait.
+    pub pull_through: bool,
     /// `CVMFS_PUBLIC_KEY`: files with master keys, and directories of such files.
     pub public_keys: Vec<PathBuf>,
     /// How to fetch.
@@ -137,6 +139,7 @@ impl Replica {
             group: text("CVMFS_SNAPSHOT_GROUP"),
             is_active: variables.get("CVMFS_REPLICA_ACTIVE") != Some("no"),
             is_pass_through: variables.flag("CVMFS_PASSTHROUGH", false),
+            pull_through: variables.flag("CVMFS_REPLICA_PULL_THROUGH", false),
             public_keys: keys.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
             transfer: Transfer::of(&variables)?,
             history_days: variables.days_ago("CVMFS_AUTO_GC_TIMESPAN")?.unwrap_or(HISTORY_DAYS),

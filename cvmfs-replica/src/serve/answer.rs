@@ -10,6 +10,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,6 +18,8 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use cvmfs_core::fetch::bundle::OFFER_HEADER;
+use cvmfs_core::hash::{Algorithm, ObjectKind};
+use cvmfs_core::storage::NamedFile;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::mpsc;
@@ -26,10 +29,13 @@ use super::api;
 use super::bundle;
 use super::cache::CachedObject;
 use super::connection::Shared;
+
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
+use super::metrics::{self, Label};
 use super::repositories::MANIFEST;
-use super::respond::{self, Facts, Representation, Selection};
+use super::respond::{self, Caching, Facts, Representation, Selection};
 use super::route::{Kind, Place, Resource, Target, route};
+use super::{info, pages, pull};
 
 /// The body of a response.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub(super) struct ResponseBody {
     content: Content,
     /// Written to the access log when the response is done with, one way or the other.
     record: Option<Record>,
+    /// Who counts the bytes.
+    meter: Option<Arc<Shared>>,
 }
 
 /// Where the bytes of a body come from.
@@ -60,9 +68,19 @@ pub(super) struct Stream {
 }
 
 impl ResponseBody {
+    fn new(content: Content) -> Self {
+        Self { content, record: None, meter: None }
+    }
+
+    /// Has its bytes counted.
+    pub(super) fn metered(mut self, shared: Arc<Shared>) -> Self {
+        self.meter = Some(shared);
+        self
+    }
+
     /// A body of blocks from a thread; without size it is sent in chunks.
     pub(super) fn stream(blocks: mpsc::Receiver<io::Result<Bytes>>, size: Option<u64>) -> Self {
-        Self { content: Content::Stream(Stream { blocks, remaining: size }), record: None }
+        Self::new(Content::Stream(Stream { blocks, remaining: size }))
     }
 
     /// Takes the content out, for sending it another way.
@@ -72,13 +90,17 @@ impl ResponseBody {
 
     /// Notes that bytes are handed to the connection.
     pub(super) fn count(&mut self, bytes: usize) {
+        if let Some(shared) = &self.meter {
+            shared.metrics.add_bytes(bytes);
+        }
         if let Some(record) = &mut self.record {
             record.add(bytes);
         }
     }
 
+    /// A body in memory.
     pub(super) fn bytes(bytes: impl Into<Bytes>) -> Self {
-        Self { content: Content::Bytes(bytes.into()), record: None }
+        Self::new(Content::Bytes(bytes.into()))
     }
 
     /// Has the response logged.
@@ -136,46 +158,61 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
 ) -> Response<ResponseBody> {
     let now = SystemTime::now();
-    // Nothing that we serve has a query; it is ignored, as every web server does for files.
+    // Files have no query; it is ignored, as every web server does.
     let uri_length = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    if uri_length > shared.options.max_uri_length {
-        return error(StatusCode::URI_TOO_LONG, request.method(), now);
-    }
-    let target = route(request.uri().path());
-    if let Some(Target::Api(call)) = target {
-        return api::answer(call, request, client, shared, now).await;
-    }
-    // Nobody reads the body of another request. hyper drops what has arrived with the head and closes if there is more.
-    let request = request.map(drop);
-    let method = request.method();
-    if method != Method::GET && method != Method::HEAD {
-        return error(StatusCode::METHOD_NOT_ALLOWED, method, now);
-    }
-    match target {
-        None | Some(Target::Api(_)) => error(StatusCode::NOT_FOUND, method, now),
-        Some(target) => plain_answer_at(&request, target, shared, now).await,
-    }
+    let target = if uri_length > shared.options.max_uri_length { None } else { route(request.uri().path()) };
+    let label = Label::of(target.as_ref());
+    let response = match target {
+        None if uri_length > shared.options.max_uri_length => error(StatusCode::URI_TOO_LONG, request.method(), now),
+        Some(Target::Api(call)) => api::answer(call, request, client, shared, now).await,
+        // Nobody reads the body of another request. hyper drops what has arrived with the head and closes if there is
+        // more.
+        target => answer_read(&request.map(drop), target, shared, now).await,
+    };
+    shared.metrics.count(label, response.status());
+    response
 }
 
-/// Answers a request for what [`Target::File`] or [`Target::Health`] name.
+/// Answers a plain request for what [`Target::File`] or [`Target::Health`] name.
 pub(super) async fn plain_answer(
     request: &Request<()>,
     target: Target,
     shared: &Arc<Shared>,
 ) -> Response<ResponseBody> {
-    plain_answer_at(request, target, shared, SystemTime::now()).await
+    let label = Label::of(Some(&target));
+    let response = answer_read(request, Some(target), shared, SystemTime::now()).await;
+    shared.metrics.count(label, response.status());
+    response
 }
 
-async fn plain_answer_at(
+/// Answers a request that can only read.
+async fn answer_read(
     request: &Request<()>,
-    target: Target,
+    target: Option<Target>,
     shared: &Arc<Shared>,
     now: SystemTime,
 ) -> Response<ResponseBody> {
+    let method = request.method();
+    if method != Method::GET && method != Method::HEAD {
+        return error(StatusCode::METHOD_NOT_ALLOWED, method, now);
+    }
     match target {
-        Target::File(resource) => file_answer(request, resource, shared, now).await,
-        Target::Health => text("ok", respond::health_head, request.method(), now),
-        Target::Api(_) => error(StatusCode::NOT_FOUND, request.method(), now),
+        Some(Target::File(resource)) => file_answer(request, resource, shared, now).await,
+        Some(Target::Health) => text("ok", respond::health_head, method, now),
+        Some(Target::Metrics) => match metrics::render(shared).await {
+            Ok(page) => {
+                let kind = "text/plain; version=0.0.4; charset=utf-8";
+                let head = |length, now| respond::content_head(StatusCode::OK, kind, Some(length), Caching::Never, now);
+                text(page, head, method, now)
+            }
+            Err(failure) => {
+                tracing::error!(%failure, "cannot look at the repositories");
+                error(StatusCode::INTERNAL_SERVER_ERROR, method, now)
+            }
+        },
+        // Pages take threads and memory, and some servers are for machines only.
+        Some(Target::Page(page)) if shared.librarian.is_some() => pages::answer(page, request, shared, now).await,
+        None | Some(Target::Page(_) | Target::Api(_)) => error(StatusCode::NOT_FOUND, method, now),
     }
 }
 
@@ -197,35 +234,94 @@ async fn file_answer(
     if let Ok(response) = try_file_response(request, &resource, shared, asked, now, Disk::CachedOnly) {
         return response;
     }
-    let shared = Arc::clone(shared);
-    let request = request.clone();
-    let work = move || file_response(&request, &resource, &shared, asked, now);
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| {
-        tracing::error!(%failure, "cannot answer a request");
-        error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now)
-    })
+    let (working, asked_for, wanted) = (Arc::clone(shared), request.clone(), resource.clone());
+    let work = move || try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait);
+    let failure = match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(response)) => return response,
+        Ok(Err(failure)) => failure,
+        Err(failure) => io::Error::other(failure),
+    };
+    if failure.kind() != io::ErrorKind::NotFound {
+        // Clients take any 5xx as "this host is in trouble" and ask the next one. (A 403 they would blame
+        // on the proxy.)
+        tracing::error!(path = %request.uri().path(), %failure, "cannot read a file");
+        return error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now);
+    }
+    match instead(request, &resource, shared, asked, now).await {
+        Some(response) => response,
+        None => error(StatusCode::NOT_FOUND, request.method(), now),
+    }
 }
 
-/// Answers a request for a file; waits for the disk.
-fn file_response(
+/// What to answer for a file that is not there: documents that can be made, and what a source has.
+async fn instead(
     request: &Request<()>,
     resource: &Resource,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     asked: Instant,
     now: SystemTime,
-) -> Response<ResponseBody> {
-    match try_file_response(request, resource, shared, asked, now, Disk::Wait) {
-        Ok(response) => response,
-        Err(failure) if failure.kind() == io::ErrorKind::NotFound => {
-            error(StatusCode::NOT_FOUND, request.method(), now)
+) -> Option<Response<ResponseBody>> {
+    let name = match &resource.place {
+        Place::Info => {
+            let document = match resource.path.as_str() {
+                "v1/meta.json" => info::meta_json(),
+                _ => info::repositories_json(shared, &shared.states.all(shared).await.ok()?),
+            };
+            return Some(made(request, resource, document.into(), now));
         }
-        Err(failure) => {
-            // Clients take any 5xx as "this host is in trouble" and ask the next one. (A 403 they would blame
-            // on the proxy.)
-            tracing::error!(path = %request.uri().path(), %failure, "cannot read a file");
-            error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now)
+        Place::Repository(name) => name,
+    };
+    let source = shared.states.source_to_pull_from(name);
+    match resource.kind {
+        // Monitors want the file, and without a snapshot, check or garbage collection it has nothing to say.
+        Kind::Named if resource.path == NamedFile::Status.name() => {
+            let is_served = source.is_some() || shared.states.one(name, shared).await.is_ok();
+            is_served.then(|| made(request, resource, Bytes::from_static(b"{}\n"), now))
         }
+        Kind::Named => {
+            let file =
+                [NamedFile::Manifest, NamedFile::Whitelist].into_iter().find(|file| file.name() == resource.path)?;
+            let content = shared.puller.document(&source?, file).await?;
+            Some(made(request, resource, content, now))
+        }
+        Kind::Object(id) => {
+            let source = source?;
+            let waiting = pull::waiting_catalogs(&source);
+            let mut was_fetched = false;
+            loop {
+                let (working, asked_for, wanted) = (Arc::clone(shared), request.clone(), resource.clone());
+                let waiting = (id.kind == ObjectKind::Catalog).then(|| waiting.clone());
+                let look = move || match waiting {
+                    // A catalog may be complete and in the storage by now.
+                    Some(waiting) => {
+                        try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait).or_else(|_| {
+                            let directory = file::open_directory(&waiting, Disk::Wait)?;
+                            response_from(&directory, &asked_for, &wanted, &working, asked, now, Disk::Wait)
+                        })
+                    }
+                    None => try_file_response(&asked_for, &wanted, &working, asked, now, Disk::Wait),
+                };
+                match tokio::task::spawn_blocking(look).await {
+                    Ok(Ok(response)) => return Some(response),
+                    _ if was_fetched => return None,
+                    _ => {}
+                }
+                if !shared.puller.fetch(shared, name, &source, id).await {
+                    return None;
+                }
+                was_fetched = true;
+            }
+        }
+        Kind::Alternative(_) | Kind::Info | Kind::Statistics => None,
     }
+}
+
+/// Answers with content that has no file; it may change at any time.
+fn made(request: &Request<()>, resource: &Resource, content: Bytes, now: SystemTime) -> Response<ResponseBody> {
+    let hash = Algorithm::Sha1.hash(&content);
+    let representation = Representation::made(resource.kind, content.len() as u64, &hash.to_string());
+    respond_as(request, &representation, now, |start, end| Ok(part_of(&content, start, end)))
+        .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now))
 }
 
 fn try_file_response(
@@ -237,7 +333,20 @@ fn try_file_response(
     disk: Disk,
 ) -> io::Result<Response<ResponseBody>> {
     let directory = shared.repositories.open(&resource.place, disk, asked)?;
-    let (file, facts) = file::open(&directory, resource, disk)?;
+    response_from(&directory, request, resource, shared, asked, now, disk)
+}
+
+/// Answers with a file below a directory.
+fn response_from(
+    directory: &OwnedFd,
+    request: &Request<()>,
+    resource: &Resource,
+    shared: &Shared,
+    asked: Instant,
+    now: SystemTime,
+    disk: Disk,
+) -> io::Result<Response<ResponseBody>> {
+    let (file, facts) = file::open(directory, resource, disk)?;
     let mut response = respond_with(request, resource, facts, now, |start, end| {
         if end - start > SMALL_FILE_MAX {
             return Ok(Content::File(FileBody::new(file, start, end)));
@@ -264,17 +373,25 @@ fn respond_with(
     now: SystemTime,
     content: impl FnOnce(u64, u64) -> io::Result<Content>,
 ) -> io::Result<Response<ResponseBody>> {
-    let representation = Representation::new(resource.kind, &resource.path, facts, now);
-    let selection = respond::select(request.method(), request.headers(), &representation);
-    let head = respond::file_head(selection, &representation, now);
+    respond_as(request, &Representation::new(resource.kind, &resource.path, facts, now), now, content)
+}
+
+fn respond_as(
+    request: &Request<()>,
+    representation: &Representation,
+    now: SystemTime,
+    content: impl FnOnce(u64, u64) -> io::Result<Content>,
+) -> io::Result<Response<ResponseBody>> {
+    let selection = respond::select(request.method(), request.headers(), representation);
+    let head = respond::file_head(selection, representation, now);
     let (start, end) = match selection {
         _ if request.method() == Method::HEAD => (0, 0),
         Selection::NotModified | Selection::Unsatisfiable => (0, 0),
-        Selection::Whole => (0, facts.size),
+        Selection::Whole => (0, representation.size()),
         Selection::Part { start, end } => (start, end),
     };
     let content = if start == end { Content::Bytes(Bytes::new()) } else { content(start, end)? };
-    Ok(head.map(|()| ResponseBody { content, record: None }))
+    Ok(head.map(|()| ResponseBody::new(content)))
 }
 
 /// The bytes of a whole file in memory from `start` up to `end`.

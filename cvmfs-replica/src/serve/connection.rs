@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,8 +24,13 @@ use super::access::Record;
 use super::answer::{ResponseBody, answer};
 use super::cache::ObjectCache;
 use super::direct;
+use super::geo::Geo;
+use super::librarian::Librarian;
 use super::metrics::Metrics;
+use super::pull::Puller;
 use super::repositories::Repositories;
+use super::state::States;
+use super::tls::Tls;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -36,6 +41,38 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     /// One permit for each bundle that may be answered.
     pub(super) bundles: Arc<Semaphore>,
+    pub(super) states: States,
+    /// `None` if there are no pages.
+    pub(super) librarian: Option<Librarian>,
+    pub(super) downloads: Arc<Semaphore>,
+    pub(super) geo: RwLock<Option<Arc<Geo>>>,
+    pub(super) tls: Option<Tls>,
+    pub(super) puller: Puller,
+}
+
+impl Shared {
+    /// The geographic database, if there is one.
+    pub(super) fn geo(&self) -> Option<Arc<Geo>> {
+        self.geo.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the geographic database again, or for the first time.
+    pub(super) fn load_geo(&self) {
+        let Some(file) = &self.options.geo_database else { return };
+        match self.geo() {
+            Some(geo) => geo.reload(),
+            None if file.exists() => match Geo::open(file) {
+                Ok(geo) => *self.geo.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(geo)),
+                Err(error) => tracing::error!(%error, "cannot load the geographic database"),
+            },
+            None => {}
+        }
+    }
+
+    /// Reads the configuration files of the server.
+    pub(super) fn load_configuration(&self) {
+        self.states.reload(&self.repositories, self.options.pull_through);
+    }
 }
 
 /// Serves the requests of one client until it leaves, is too slow, or `stopping` turns true.
@@ -44,26 +81,43 @@ pub(super) struct Shared {
 pub(super) async fn run(
     stream: TcpStream,
     client: SocketAddr,
+    is_tls: bool,
     shared: Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
 ) {
+    let _open = shared.metrics.open_connection();
     // Heads and small bodies are written at once; waiting to fill a packet would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%client, %error, "cannot set TCP_NODELAY");
     }
     let mut stopped = pin!(stopped(&mut stopping));
-    let (stream, read) = match direct::run(stream, client, &shared, stopped.as_mut()).await {
-        Ok(Some(rest)) => rest,
-        Ok(None) => return,
-        Err(error) => {
-            // Clients that vanish or are too slow are everyday life.
-            tracing::debug!(%client, %error, "connection ended");
-            return;
+    if is_tls {
+        let Some(tls) = &shared.tls else { return };
+        match tls.accept(stream, shared.options.request_timeout).await {
+            Ok(stream) => run_http(stream, Bytes::new(), client, &shared, stopped).await,
+            Err(error) => tracing::debug!(%client, %error, "no TLS connection"),
         }
-    };
+        return;
+    }
+    match direct::run(stream, client, &shared, stopped.as_mut()).await {
+        Ok(Some((stream, read))) => run_http(stream, read, client, &shared, stopped).await,
+        Ok(None) => {}
+        // Clients that vanish or are too slow are everyday life.
+        Err(error) => tracing::debug!(%client, %error, "connection ended"),
+    }
+}
+
+/// Serves requests of all kinds with hyper; `read` has come before what `stream` will bring.
+async fn run_http<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    read: Bytes,
+    client: SocketAddr,
+    shared: &Arc<Shared>,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) {
     let options = &shared.options;
     let io = TokioIo::new(StallGuard::new(stream, read, options.write_stall_timeout));
-    let service = service_fn(|request| handle(request, client, &shared));
+    let service = service_fn(|request| handle(request, client, shared));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -103,6 +157,7 @@ async fn handle(
     let record = shared.options.access_log.then(|| Record::new(client, &request));
     let response = answer(request, client, shared).await;
     let status = response.status();
+    let response = response.map(|body| body.metered(Arc::clone(shared)));
     Ok(match record {
         Some(record) => response.map(|body| body.logged(record.status(status))),
         None => response,
@@ -111,8 +166,8 @@ async fn handle(
 
 /// A stream that fails when the other side takes no bytes for too long.
 #[derive(Debug)]
-struct StallGuard {
-    stream: TcpStream,
+struct StallGuard<S> {
+    stream: S,
     /// What was read of it before.
     read: Bytes,
     limit: Duration,
@@ -121,8 +176,8 @@ struct StallGuard {
     waiting: bool,
 }
 
-impl StallGuard {
-    fn new(stream: TcpStream, read: Bytes, limit: Duration) -> Self {
+impl<S> StallGuard<S> {
+    fn new(stream: S, read: Bytes, limit: Duration) -> Self {
         Self { stream, read, limit, timer: None, waiting: false }
     }
 
@@ -142,7 +197,7 @@ impl StallGuard {
     }
 }
 
-impl AsyncRead for StallGuard {
+impl<S: AsyncRead + Unpin> AsyncRead for StallGuard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -157,7 +212,7 @@ impl AsyncRead for StallGuard {
     }
 }
 
-impl AsyncWrite for StallGuard {
+impl<S: AsyncWrite + Unpin> AsyncWrite for StallGuard<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(result, context)

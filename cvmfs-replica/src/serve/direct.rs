@@ -87,7 +87,7 @@ pub(super) async fn run(
         let record = shared.options.access_log.then(|| Record::new(client, &request));
         let response = plain_answer(&request, target, shared).await;
         write_head(&response, &mut out);
-        send(&stream, &out, response, record, shared.options.write_stall_timeout).await?;
+        send(&stream, &out, response, record, shared).await?;
     }
 }
 
@@ -174,8 +174,9 @@ async fn send(
     head: &[u8],
     response: Response<ResponseBody>,
     record: Option<Record>,
-    stall_timeout: Duration,
+    shared: &Shared,
 ) -> io::Result<()> {
+    let stall_timeout = shared.options.write_stall_timeout;
     let status = response.status();
     let mut body = response.into_body();
     if let Some(record) = record {
@@ -184,12 +185,14 @@ async fn send(
     match body.take_content() {
         Content::Bytes(content) => {
             send_all(stream, head, &content, stall_timeout).await?;
+            shared.metrics.add_bytes(content.len());
             body.count(content.len());
         }
         Content::File(mut file) => {
             let writable = Writable { stream, stall_timeout };
             writable.all(head, SendFlags::MORE).await?;
             while let Some(sent) = file.send_some(&writable).await? {
+                shared.metrics.add_bytes(sent);
                 body.count(sent);
             }
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::{Error, IoContext as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -19,6 +19,36 @@ const BACKLOG: u32 = 4096;
 
 /// How long to wait after the system could not give us a connection, normally for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+
+/// A listening socket, and what is spoken there.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    is_tls: bool,
+}
+
+impl Listener {
+    /// Speaks TLS; needs [`super::ServeOptions::tls`].
+    pub fn tls(socket: TcpListener) -> Self {
+        Self { socket, is_tls: true }
+    }
+
+    /// The address of a page there.
+    ///
+    /// # Errors
+    /// `Io` if the system does not tell.
+    pub fn url(&self) -> Result<String> {
+        let address = self.socket.local_addr().at("listening address")?;
+        Ok(format!("{}://{address}", if self.is_tls { "https" } else { "http" }))
+    }
+}
+
+impl From<TcpListener> for Listener {
+    /// Speaks plain HTTP.
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, is_tls: false }
+    }
+}
 
 /// Opens a listening socket for each of `addresses`; must be called within a tokio runtime.
 ///
@@ -77,7 +107,7 @@ pub(super) struct Accepted {
 
 /// Takes connections until `stopping` turns true, then gives those in use some time to finish.
 pub(super) async fn run(
-    listener: TcpListener,
+    listener: Listener,
     slots: Arc<Semaphore>,
     shared: Arc<Shared>,
     workers: Arc<Workers>,
@@ -88,7 +118,7 @@ pub(super) async fn run(
     loop {
         let (stream, client) = tokio::select! {
             () = stopped(&mut stopping) => break,
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&listener.socket) => accepted,
         };
         // Waiting here, with one connection in hand, leaves the others in the system's queue.
         let slot = tokio::select! {
@@ -96,11 +126,11 @@ pub(super) async fn run(
             slot = Arc::clone(&slots).acquire_owned() => slot,
         };
         outcome.connections += 1;
-        let (shared, stopping) = (Arc::clone(&shared), stopping.clone());
+        let (shared, stopping, is_tls) = (Arc::clone(&shared), stopping.clone(), listener.is_tls);
         let serving = async move {
             // The socket moves to the thread that will serve it.
             match TcpStream::from_std(stream) {
-                Ok(stream) => connection::run(stream, client, shared, stopping).await,
+                Ok(stream) => connection::run(stream, client, is_tls, shared, stopping).await,
                 Err(error) => tracing::warn!(%client, %error, "cannot serve a connection"),
             }
             drop(slot);

@@ -31,28 +31,42 @@ mod cache;
 mod connection;
 mod direct;
 mod file;
+mod geo;
+mod info;
+mod librarian;
 mod listener;
 mod metrics;
+mod pages;
+mod pull;
 mod repositories;
 mod respond;
 mod route;
+mod state;
+mod tls;
 mod workers;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
 
+use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, Result};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
-pub use listener::{listen, raise_open_file_limit};
+pub use listener::{Listener, listen, raise_open_file_limit};
 pub use repositories::Repositories;
+pub use tls::TlsFiles;
 
 use cache::ObjectCache;
 use connection::Shared;
+use geo::Geo;
+use librarian::Librarian;
 use listener::Accepted;
 use metrics::Metrics;
+use pull::Puller;
+use state::States;
+use tls::Tls;
 use workers::Workers;
 
 /// Limits and habits of the server.
@@ -79,6 +93,18 @@ pub struct ServeOptions {
     pub object_cache_size: u64,
     /// Bundles that are answered at the same time; 0 to offer none. See [`cvmfs_core::fetch::bundle`].
     pub max_bundles: usize,
+    /// Whether there are pages for people: the overview, and the browser of trees.
+    pub pages: bool,
+    /// Where catalogs are inflated for pages; a directory there is made, and removed at the end.
+    pub scratch: PathBuf,
+    /// A MaxMind database of cities, for the order of servers. It need not exist (yet).
+    pub geo_database: Option<PathBuf>,
+    /// Identity of the server for listeners with TLS.
+    pub tls: Option<TlsFiles>,
+    /// Whether all replicas fetch what clients miss, not only those that are configured to.
+    pub pull_through: bool,
+    /// Told to, the server reads again what it has read at the start: configuration, geographic database, certificate.
+    pub reload: Arc<Notify>,
     /// Whether every response is an event with the target `access`, at level `INFO`.
     pub access_log: bool,
 }
@@ -95,6 +121,12 @@ impl Default for ServeOptions {
             threads: 0,
             object_cache_size: 128 << 20,
             max_bundles: 64,
+            pages: true,
+            scratch: std::env::temp_dir(),
+            geo_database: None,
+            tls: None,
+            pull_through: false,
+            reload: Arc::default(),
             access_log: false,
         }
     }
@@ -129,9 +161,9 @@ pub struct ServeOutcome {
 /// ```
 ///
 /// # Errors
-/// `InvalidInput` if there is no listener.
+/// `InvalidInput` if there is no listener, or a certificate, key or geographic database cannot be used.
 pub async fn serve(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<impl Into<Listener>>,
     repositories: Repositories,
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
@@ -141,20 +173,17 @@ pub async fn serve(
     }
     let (stop, stopping) = watch::channel(false);
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared {
-        repositories: Arc::new(repositories),
-        objects: ObjectCache::new(options.object_cache_size),
-        metrics: Metrics::default(),
-        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
-        options,
-    });
+    let shared = Arc::new(prepare(repositories, options)?);
     let workers = Arc::new(Workers::start(shared.options.threads)?);
     let mut running = JoinSet::new();
     for listener in listeners {
         let (slots, shared) = (Arc::clone(&slots), Arc::clone(&shared));
-        running.spawn(listener::run(listener, slots, shared, Arc::clone(&workers), stopping.clone()));
+        running.spawn(listener::run(listener.into(), slots, shared, Arc::clone(&workers), stopping.clone()));
     }
-    shutdown.await;
+    tokio::select! {
+        () = shutdown => {}
+        () = reload_when_told(&shared) => {}
+    }
     stop.send_replace(true);
     let mut outcome = ServeOutcome { connections: 0, requests: 0, aborted: 0 };
     while let Some(finished) = running.join_next().await {
@@ -167,4 +196,58 @@ pub async fn serve(
     }
     outcome.requests = shared.metrics.requests();
     Ok(outcome)
+}
+
+/// Downloads from pages at the same time; each has a thread.
+const DOWNLOADS_MAX: usize = 16;
+
+/// Opens everything that the server needs.
+fn prepare(repositories: Repositories, options: ServeOptions) -> Result<Shared> {
+    let geo = match &options.geo_database {
+        Some(file) if file.exists() => Some(Arc::new(Geo::open(file)?)),
+        _ => None,
+    };
+    let shared = Shared {
+        objects: ObjectCache::new(options.object_cache_size),
+        metrics: Metrics::default(),
+        states: States::default(),
+        librarian: options.pages.then(|| Librarian::start(&options.scratch)).transpose()?,
+        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
+        downloads: Arc::new(Semaphore::new(DOWNLOADS_MAX)),
+        geo: RwLock::new(geo),
+        tls: options.tls.clone().map(Tls::open).transpose()?,
+        puller: Puller::new(),
+        repositories: Arc::new(repositories),
+        options,
+    };
+    shared.load_configuration();
+    Ok(shared)
+}
+
+/// Reads everything again whenever that is asked for; never ends.
+async fn reload_when_told(shared: &Arc<Shared>) {
+    loop {
+        shared.options.reload.notified().await;
+        let shared = Arc::clone(shared);
+        let reload = tokio::task::spawn_blocking(move || {
+            shared.load_configuration();
+            shared.load_geo();
+            if let Some(tls) = &shared.tls {
+                tls.reload();
+            }
+        });
+        if let Err(failure) = reload.await {
+            tracing::error!(%failure, "cannot reload");
+        }
+        tracing::info!("configuration, geographic database and certificate were read again");
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> UnixSeconds {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixSeconds(since_epoch.as_secs().cast_signed())
+}
+
+fn unix_now() -> UnixSeconds {
+    unix_seconds(SystemTime::now())
 }

@@ -35,8 +35,19 @@ const DIRECTORY_TRUSTED_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub struct Repositories {
     tree: Option<PathBuf>,
+    root: Option<PathBuf>,
     named: BTreeMap<String, PathBuf>,
+    /// Storages that configuration files of the root name, at other places than in the tree.
+    configured: Arc<RwLock<BTreeMap<String, Configured>>>,
     opened: Arc<RwLock<HashMap<String, Opened>>>,
+}
+
+/// A storage that a configuration file names.
+#[derive(Debug, Clone)]
+pub(super) struct Configured {
+    pub(super) storage: PathBuf,
+    /// Whether it is served only once it has a revision.
+    pub(super) needs_manifest: bool,
 }
 
 /// A storage directory that was found at some time.
@@ -52,7 +63,8 @@ impl Repositories {
     /// Every directory there with a `.cvmfspublished` in it is a repository, under the directory's name; it may be
     /// a link to where the data really is. `info/` holds the server-wide documents. The tree need not exist yet.
     pub fn scan(root: impl AsRef<Path>) -> Self {
-        Self { tree: Some(root.as_ref().join("srv/cvmfs")), ..Self::default() }
+        let root = root.as_ref();
+        Self { tree: Some(root.join("srv/cvmfs")), root: Some(root.to_owned()), ..Self::default() }
     }
 
     /// Serves `directory` as `name`, in preference to a directory of that name in the tree.
@@ -73,6 +85,8 @@ impl Repositories {
     /// `Io` if the tree cannot be listed; a tree that does not exist is an empty one.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names: BTreeSet<String> = self.named.keys().cloned().collect();
+        let configured: Vec<String> = self.configured().keys().cloned().collect();
+        names.extend(configured.into_iter().filter(|name| self.is_served(name)));
         if let Some(tree) = &self.tree {
             let entries = match std::fs::read_dir(tree) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names.into_iter().collect()),
@@ -102,7 +116,10 @@ impl Repositories {
         }
         let result = match self.named.get(name) {
             Some(directory) => open_directory(directory, disk),
-            None => open_published(&self.tree()?.join(name), disk),
+            None if self.configured().get(name).is_some_and(|configured| !configured.needs_manifest) => {
+                open_directory(&self.directory(name).ok_or(io::ErrorKind::NotFound)?, disk)
+            }
+            None => open_published(&self.directory(name).ok_or(io::ErrorKind::NotFound)?, disk),
         };
         let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         match result {
@@ -116,6 +133,27 @@ impl Repositories {
                 Err(error)
             }
         }
+    }
+
+    /// The root with configuration files, if there is one.
+    pub(super) fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// Where the storage of a repository is, whether it exists or not.
+    pub(super) fn directory(&self, name: &str) -> Option<PathBuf> {
+        let configured = || self.configured().get(name).map(|configured| configured.storage.clone());
+        let given = self.named.get(name).cloned().or_else(configured);
+        given.or_else(|| Some(self.tree.as_ref()?.join(name)))
+    }
+
+    /// Takes the places of storages from configuration files.
+    pub(super) fn configure(&self, storages: BTreeMap<String, Configured>) {
+        *self.configured.write().unwrap_or_else(PoisonError::into_inner) = storages;
+    }
+
+    fn configured(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Configured>> {
+        self.configured.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tree(&self) -> io::Result<&Path> {

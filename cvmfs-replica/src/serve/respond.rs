@@ -78,6 +78,26 @@ impl Representation {
     }
 }
 
+impl Representation {
+    /// Describes content that has no file; `version` differs whenever the content does.
+    pub(super) fn made(kind: Kind, size: u64, version: &str) -> Self {
+        let content_type = if kind == Kind::Info { "application/json" } else { "application/x-cvmfs" };
+        Self {
+            size,
+            etag: format!("\"{version}\""),
+            last_modified: None,
+            content_type,
+            max_age: MUTABLE_MAX_AGE,
+            immutable: false,
+        }
+    }
+
+    /// Bytes of the whole.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+}
+
 /// Which part of a file a response carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Selection {
@@ -169,9 +189,35 @@ pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
     head
 }
 
-/// The head of an answer whose headers are up to the caller.
-pub(super) fn ok_head(now: SystemTime) -> Response<()> {
-    bare_head(StatusCode::OK, now)
+/// How long an answer may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caching {
+    /// Not at all.
+    Never,
+    /// So many seconds.
+    Seconds(u32),
+}
+
+/// The head of an answer that is made for the request; without length it is sent in chunks.
+pub(super) fn content_head(
+    status: StatusCode,
+    content_type: &'static str,
+    length: Option<u64>,
+    caching: Caching,
+    now: SystemTime,
+) -> Response<()> {
+    let mut head = bare_head(status, now);
+    head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(length) = length {
+        head.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    match caching {
+        Caching::Never => {
+            head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+        Caching::Seconds(seconds) => expire_after(&mut head, seconds, now),
+    }
+    head
 }
 
 fn text_head(status: StatusCode, length: u64, now: SystemTime) -> Response<()> {

@@ -6,6 +6,7 @@
 //! follows no symbolic links besides.
 
 use cvmfs_core::hash::ObjectId;
+use cvmfs_core::path::RepoPath;
 
 /// Longest repository name or alias that is looked up. Source: `cvmfs/sanitizer.h`.
 const REPOSITORY_NAME_MAX: usize = 60;
@@ -34,10 +35,38 @@ const INFO_FILES: [&str; 2] = ["v1/repositories.json", "v1/meta.json"];
 pub(super) enum Target {
     /// Whether the server is up.
     Health,
+    /// Counters for monitoring.
+    Metrics,
     /// A function of the server; see [`super::api`].
     Api(ApiCall),
+    /// A page for people.
+    Page(Page),
     /// A file.
     File(Resource),
+}
+
+/// A page for people, or what belongs to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Page {
+    /// All repositories.
+    Overview,
+    /// The style sheet.
+    Style,
+    /// The revisions of a repository that have names.
+    Tags(String),
+    /// A directory or another entry of a revision.
+    Entry(Entry),
+    /// The content of a file.
+    Download(Entry),
+}
+
+/// A path in a revision of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) repository: String,
+    /// A tag, the number of a revision or the hash of a root catalog.
+    pub(super) tag: String,
+    pub(super) path: RepoPath,
 }
 
 /// A function with its argument, as the path has it: `/cvmfs/<repository>/api/vN.M/<function>/<argument>`, or
@@ -93,6 +122,12 @@ pub(super) enum Kind {
 pub(super) fn route(path: &str) -> Option<Target> {
     if path == "/healthz" {
         return Some(Target::Health);
+    }
+    if path == "/metrics" {
+        return Some(Target::Metrics);
+    }
+    if let Some(page) = page(path) {
+        return Some(Target::Page(page));
     }
     if let Some(inside) = path.strip_prefix("/api/") {
         return api_call(None, inside).map(Target::Api);
@@ -155,6 +190,47 @@ fn is_plain_name(name: &str) -> bool {
     !name.starts_with('.')
         && (1..=FILE_NAME_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte))
+}
+
+/// Finds the page at `path`. Names of tags and entries are any bytes, so they are decoded here, and only here.
+fn page(path: &str) -> Option<Page> {
+    match path {
+        "/" => return Some(Page::Overview),
+        "/style.css" => return Some(Page::Style),
+        _ => {}
+    }
+    let (inside, make): (&str, fn(Entry) -> Page) = match path.strip_prefix("/browse/") {
+        Some(inside) => (inside, Page::Entry),
+        None => (path.strip_prefix("/download/")?, Page::Download),
+    };
+    let (repository, inside) = inside.split_once('/').unwrap_or((inside, ""));
+    if !is_repository_name(repository) {
+        return None;
+    }
+    let repository = repository.to_owned();
+    if inside.is_empty() {
+        return path.starts_with("/browse/").then_some(Page::Tags(repository));
+    }
+    // A slash in a tag is written `%2F`, so that it ends at the first plain one.
+    let (tag, path) = inside.split_once('/').unwrap_or((inside, ""));
+    let tag = String::from_utf8(percent_decode(tag)?).ok()?;
+    let path = RepoPath::from_bytes(&percent_decode(path)?).ok()?;
+    Some(make(Entry { repository, tag, path }))
+}
+
+/// The bytes that a percent-encoded text stands for.
+pub(super) fn percent_decode(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let mut digit = || (bytes.next()? as char).to_digit(16);
+        decoded.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
+    }
+    Some(decoded)
 }
 
 /// Reads `vN.M/<function>/<argument>`; what follows the version is the client's to choose.
@@ -245,11 +321,48 @@ mod tests {
     }
 
     #[test]
+    fn pages_name_any_bytes_but_no_way_out() {
+        let entry = |tag: &str, path: &[u8]| {
+            let path = RepoPath::from_bytes(path).unwrap();
+            Entry { repository: "a.b".to_owned(), tag: tag.to_owned(), path }
+        };
+        for (path, expected) in [
+            ("/", Page::Overview),
+            ("/style.css", Page::Style),
+            ("/browse/a.b", Page::Tags("a.b".to_owned())),
+            ("/browse/a.b/", Page::Tags("a.b".to_owned())),
+            ("/browse/a.b/trunk", Page::Entry(entry("trunk", b""))),
+            ("/browse/a.b/trunk/", Page::Entry(entry("trunk", b""))),
+            ("/browse/a.b/v1%2F2/x/y/", Page::Entry(entry("v1/2", b"x/y"))),
+            ("/browse/a.b/t/%ff", Page::Entry(entry("t", b"\xff"))),
+            ("/download/a.b/t/%3Cb%3E%22'", Page::Download(entry("t", b"<b>\"'"))),
+        ] {
+            assert_eq!(route(path), Some(Target::Page(expected)), "{path}");
+        }
+        for path in [
+            "/browse/",
+            "/browse",
+            "/browse/../x/y",
+            "/browse/info/t/x",
+            "/browse/a.b/t/..",
+            "/browse/a.b/t/x/%2e%2e/y",
+            "/browse/a.b/t/%00",
+            "/browse/a.b/t/%f",
+            "/browse/a.b/t/%gg",
+            "/browse/a.b/%ff/x",
+            "/download/a.b/",
+            "/download/a.b",
+            "/style.css/",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
+
+    #[test]
     fn everything_else_names_nothing() {
         let rest = &ID[2..];
         for path in [
             "",
-            "/",
             "*",
             "/cvmfs",
             "/cvmfs/",

@@ -90,6 +90,13 @@ impl Server {
         Client::connect(self.address)
     }
 
+    /// Sends one request, as it is, on a connection of its own.
+    pub fn connect_and(&self, request: &str) -> Reply {
+        let mut client = self.connect();
+        client.send(request);
+        client.reply()
+    }
+
     /// Sends one request on a connection of its own; `path` is below the repository.
     pub fn get(&self, path: &str) -> Reply {
         self.ask("GET", path, "")
