@@ -129,7 +129,7 @@ pub fn preload(
         if let Some(id) = manifest.metainfo_object().filter(|id| !compressed.has(id).unwrap_or(false)) {
             compressed.put(&id, &source.read(&id.into())?)?;
         }
-        compressed.flush()?;
+        walk.settle()?;
         write_notes(directory, manifest, options.paths.as_deref())?;
     }
     Ok(PreloadOutcome {

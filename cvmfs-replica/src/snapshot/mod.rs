@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
         let named = self.fetch_named_objects(&documents)?;
         let walk = Walk::new(self.setting(proven)?)?;
         let trees = trees::complete(self, &walk, &documents.manifest, progress)?;
-        self.store.flush()?;
+        walk.settle()?;
         let outcome = SnapshotOutcome {
             counts: walk.counts().and(named),
             failures: trees.failures,

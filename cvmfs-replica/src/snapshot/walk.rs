@@ -37,7 +37,7 @@ use crate::select::Selection;
 /// How often progress is shown and cancellation looked for.
 const TICK: Duration = Duration::from_millis(100);
 /// How often what is complete is made durable and entered as proven.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+const SETTLE_INTERVAL: Duration = Duration::from_secs(60);
 /// A catalog may be this much larger than declared, in bytes: declared sizes are wrong at times, and nobody minds.
 const SIZE_SLACK: u64 = 64 << 20;
 
@@ -149,6 +149,8 @@ struct State {
     fresh: Vec<ContentHash>,
     /// Catalogs whose trees cannot be completed.
     broken: HashMap<ContentHash, Ending>,
+    /// Objects on their way, each with the nodes that wait for it.
+    asked: HashMap<ObjectId, Vec<u64>>,
     /// Objects that cannot be had.
     lost: HashMap<ObjectId, Ending>,
     endings: HashMap<ContentHash, Ending>,
@@ -241,12 +243,17 @@ impl Walk {
 
     /// Stores root catalogs whose trees are complete, in this order.
     pub(crate) fn store_roots(&self, roots: &[ContentHash]) -> Result<()> {
-        let Setting { proven, .. } = &self.shared.setting;
         for &root in roots {
-            proven.add_root(root)?;
+            self.shared.setting.proven.add_root(root)?;
             self.shared.store(root)?;
+            self.shared.state().fresh.push(root);
         }
-        self.shared.flush(roots.to_vec())
+        Ok(())
+    }
+
+    /// Makes everything durable, and enters as proven what is complete.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.shared.settle()
     }
 
     /// Opens a root catalog, which is fetched if it is not here.
@@ -319,7 +326,7 @@ impl Shared {
 
     /// Waits until all trees have ended, showing progress and entering what is proven.
     fn wait_for(&self, roots: &[Root], progress: &dyn Progress) -> Result<()> {
-        let (mut shown, mut flushed) = (self.state().counts.bytes, Instant::now());
+        let (mut shown, mut settled) = (self.state().counts.bytes, Instant::now());
         loop {
             let (is_over, bytes) = {
                 let mut state = self.state();
@@ -336,26 +343,21 @@ impl Shared {
             progress.advance(bytes - shown);
             shown = bytes;
             self.setting.cancel.check()?;
-            if is_over || flushed.elapsed() >= FLUSH_INTERVAL {
-                flushed = Instant::now();
-                let fresh = std::mem::take(&mut self.state().fresh);
-                self.flush(fresh)?;
-            }
             if is_over {
                 return Ok(());
+            }
+            if settled.elapsed() >= SETTLE_INTERVAL {
+                self.settle()?;
+                settled = Instant::now();
             }
         }
     }
 
-    /// Makes durable what is stored, and enters catalogs as proven.
-    fn flush(&self, catalogs: Vec<ContentHash>) -> Result<()> {
-        if catalogs.is_empty() {
-            return Ok(());
-        }
+    /// Makes durable what is stored, and then enters as proven what is complete.
+    fn settle(&self) -> Result<()> {
+        let fresh = std::mem::take(&mut self.state().fresh);
         self.setting.target.store(Compression::Zlib).flush()?;
-        self.setting.proven.insert(&catalogs)?;
-        self.state().complete.extend(catalogs);
-        Ok(())
+        self.setting.proven.insert(&fresh)
     }
 
     /// Does jobs until all is over.
@@ -458,7 +460,7 @@ impl Shared {
             self.scan_catalog(number, &catalog, &path, base)
         });
         match scanned {
-            Ok(()) => self.arrived(number, Ending::Complete),
+            Ok(()) => self.arrived(vec![(number, Ending::Complete)]),
             // Our own troubles are not the source's.
             Err(error @ (Error::Io { .. } | Error::Cancelled)) => return Err(error),
             Err(error) => self.throw_away(number, is_stored, error)?,
@@ -521,7 +523,17 @@ impl Shared {
                 node.ending = node.ending.max(*ending);
                 return Ok(());
             }
+            if let Some(askers) = state.asked.get_mut(&object.id) {
+                node.waits_for += 1;
+                askers.push(number);
+                return Ok(());
+            }
+            // It may have come since it was looked up; from here on nobody else asks for it.
+            if self.setting.target.has(&object.id)? {
+                return Ok(());
+            }
             node.waits_for += 1;
+            state.asked.insert(object.id, vec![number]);
         }
         let queue = match (&self.plain_queue, object.compression) {
             (Some(plain), Compression::None) => plain,
@@ -536,20 +548,18 @@ impl Shared {
         let mut state = self.state();
         match result {
             Ok(bytes) => {
-                // Whoever asks for the same object at the same time gets it for nothing.
-                if bytes > 0 {
-                    state.counts.objects += 1;
-                    state.counts.bytes += bytes;
-                    state.counts.catalogs += u64::from(is_catalog);
-                }
+                state.counts.objects += 1;
+                state.counts.bytes += bytes;
+                state.counts.catalogs += u64::from(is_catalog);
                 if is_catalog {
                     state.jobs.push(Job::Scan(token));
                     drop(state);
                     self.changed.notify_all();
                     return;
                 }
+                let askers = state.asked.remove(&id).unwrap_or_default();
                 drop(state);
-                self.arrived(token, Ending::Complete);
+                self.arrived(askers.into_iter().map(|node| (node, Ending::Complete)).collect());
             }
             Err(error @ (Error::Io { .. } | Error::Cancelled)) => {
                 state.fatal.get_or_insert(error);
@@ -558,20 +568,19 @@ impl Shared {
             }
             Err(error) => {
                 let ending = if error.is_not_found() { Ending::Missing } else { Ending::Failed };
-                if state.lost.insert(id, ending).is_none() {
-                    state.failures.add(id, &error);
-                }
+                state.lost.insert(id, ending);
+                state.failures.add(id, &error);
+                let askers = if is_catalog { vec![token] } else { state.asked.remove(&id).unwrap_or_default() };
                 drop(state);
-                self.arrived(token, ending);
+                self.arrived(askers.into_iter().map(|node| (node, ending)).collect());
             }
         }
     }
 
-    /// One thing that a node waited for has come, or will not come.
-    fn arrived(&self, number: u64, ending: Ending) {
+    /// For each of these nodes, one thing that it waited for has come, or will not come.
+    fn arrived(&self, mut arrived: Vec<(u64, Ending)>) {
         let mut state = self.state();
         let state = &mut *state;
-        let mut arrived = vec![(number, ending)];
         while let Some((number, ending)) = arrived.pop() {
             let Some(node) = state.nodes.get_mut(&number) else { continue };
             node.ending = node.ending.max(ending);
@@ -611,10 +620,8 @@ impl Shared {
             node.is_stored = false;
             (ObjectId::catalog(node.catalog), is_second)
         };
-        let is_damaged =
-            matches!(error, Error::HashMismatch { .. } | Error::NotFound { .. } | Error::MissingObject { .. });
         let store = if is_stored { self.setting.target.store(Compression::Zlib) } else { &self.setting.waiting };
-        if is_damaged && !is_second {
+        if !is_second && !is_whole(&**store, &id) {
             tracing::warn!(catalog = %id, %error, "fetching a damaged catalog again");
             store.discard(&id)?;
             return self.catalog_queue.request(id, number);
@@ -624,7 +631,7 @@ impl Shared {
         }
         let url = self.setting.source.describe(&id.into());
         self.state().failures.add(id, &Error::malformed(url, error.to_string()));
-        self.arrived(number, Ending::Failed);
+        self.arrived(vec![(number, Ending::Failed)]);
         Ok(())
     }
 
@@ -634,7 +641,7 @@ impl Shared {
         if let Some(node) = self.state().nodes.get_mut(&number) {
             node.is_stored = true;
         }
-        self.arrived(number, Ending::Complete);
+        self.arrived(vec![(number, Ending::Complete)]);
         Ok(())
     }
 
@@ -677,4 +684,11 @@ impl Shared {
         let max = self.setting.max_catalog_size;
         declared.map_or(max, |size| size.saturating_add(SIZE_SLACK)).min(max)
     }
+}
+
+/// Whether a store has an object with the right bytes.
+fn is_whole(store: &dyn WriteStore, id: &ObjectId) -> bool {
+    let key = Key::Object(*id);
+    let verified = |stored| io::copy(&mut VerifyingReader::new(stored, *id, store.describe(&key)), &mut io::sink());
+    store.open(&key).is_ok_and(|stored| verified(stored).is_ok())
 }
