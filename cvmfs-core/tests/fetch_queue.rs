@@ -205,3 +205,26 @@ fn a_busy_source_is_asked_less() {
     }
     assert_eq!(lowest, 8);
 }
+
+#[test]
+fn an_object_that_rests_is_not_forgotten_when_fewer_are_fetched_at_a_time() {
+    let contents: Vec<_> = (0..100).map(content).collect();
+    let server = Server::start_objects(&contents);
+    let store = Arc::new(MemoryStore::new());
+    let options = QueueOptions { min_in_flight: 1, round_pause: Duration::from_millis(200), ..queue_options() };
+    let queue = queue(&server.root(), &store, options);
+    for content in &contents {
+        queue.request(object(content), 0).unwrap();
+    }
+    for _ in &contents {
+        queue.next_result().unwrap().result.unwrap();
+    }
+    // 32 tasks have nothing to do now. The server pushes back until there is to be one, while the object rests.
+    let last = content(100);
+    server.replace(&object(&last), &last);
+    server.be_busy(5);
+    let started = Instant::now();
+    queue.request(object(&last), 1).unwrap();
+    assert!(results(&queue).remove(&1).unwrap().1.is_ok());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}

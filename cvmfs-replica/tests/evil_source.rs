@@ -47,6 +47,13 @@ struct Fixture {
     master: PrivateKey,
 }
 
+/// A directory in memory, if possible: every snapshot flushes its file system, which others may keep busy.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("temporary directory")
+}
+
 /// The fixture, made once for all tests that run at the same time.
 fn fixture() -> Arc<Fixture> {
     static FIXTURE: Mutex<Weak<Fixture>> = Mutex::new(Weak::new());
@@ -59,7 +66,7 @@ fn fixture() -> Arc<Fixture> {
 }
 
 fn make_fixture() -> Fixture {
-    let directory = tempfile::tempdir().expect("temporary directory");
+    let directory = scratch();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     let now = UnixSeconds(now.try_into().expect("a time"));
     let name: RepositoryName = REPOSITORY.parse().expect("a name");
@@ -97,7 +104,7 @@ fn is_superseded(storage: &Path, object: &str) -> bool {
 
 /// Publishes a revision with some files and two catalogs; `content` makes the difference.
 fn publish_files(root: &ServerRoot, name: &RepositoryName, content: &str, now: UnixSeconds) {
-    let tree = tempfile::tempdir().expect("temporary directory");
+    let tree = scratch();
     let nested = tree.path().join("nested");
     fs::create_dir(&nested).expect("directory");
     fs::write(nested.join(".cvmfscatalog"), "").expect("file");
@@ -156,7 +163,7 @@ struct Victim {
 impl Victim {
     fn new() -> Self {
         let fixture = fixture();
-        let directory = tempfile::tempdir().expect("temporary directory");
+        let directory = scratch();
         let mut replica = fixture.replica.clone();
         for place in [&mut replica.storage, &mut replica.spool] {
             let copy = directory.path().join(place.strip_prefix(fixture.directory.path()).expect("below"));

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::answer::{ResponseBody, error};
 use super::connection::Shared;
 use super::file::{self, Disk, SMALL_FILE_MAX};
-use super::respond;
+use super::respond::{self, Caching};
 use super::route::{Kind, Place, Resource, object_path};
 
 /// Most names in a request.
@@ -75,9 +75,7 @@ pub(super) async fn answer(
     }
     let (sender, blocks) = mpsc::channel(2);
     tokio::spawn(send(Bundle { shared: Arc::clone(shared), place, ids: ids.into_iter(), bytes: 0 }, sender, permit));
-    let mut head = respond::ok_head(now);
-    head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-    head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let head = respond::content_head(StatusCode::OK, CONTENT_TYPE, None, Caching::Never, now);
     head.map(|()| ResponseBody::stream(blocks, None))
 }
 

@@ -221,6 +221,7 @@ fn prepare(repositories: Repositories, options: ServeOptions) -> Result<Shared> 
         metrics: Metrics::default(),
         states: States::default(),
         librarian: options.pages.then(|| Librarian::start(&options.scratch)).transpose()?,
+        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
         downloads: Arc::new(Semaphore::new(DOWNLOADS_MAX)),
         geo: RwLock::new(geo),
         tls: options.tls.clone().map(Tls::open).transpose()?,

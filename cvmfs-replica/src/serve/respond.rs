@@ -51,8 +51,6 @@ pub(super) struct Representation {
     content_type: &'static str,
     max_age: u32,
     immutable: bool,
-    /// Whether a browser would show it.
-    is_sandboxed: bool,
 }
 
 impl Representation {
@@ -76,7 +74,6 @@ impl Representation {
             content_type,
             max_age,
             immutable: object.is_some(),
-            is_sandboxed: kind == Kind::Statistics,
         }
     }
 }
@@ -92,7 +89,6 @@ impl Representation {
             content_type,
             max_age: MUTABLE_MAX_AGE,
             immutable: false,
-            is_sandboxed: false,
         }
     }
 
@@ -159,12 +155,6 @@ pub(super) fn file_head(selection: Selection, file: &Representation, now: System
         head.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         head.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
-    if file.is_sandboxed {
-        // Whatever is in there, it is not a part of our own pages.
-        let policy = HeaderValue::from_static("default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox");
-        head.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-        head.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    }
     if let Selection::Part { start, end } = selection {
         put(&mut head, header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end - 1, file.size));
     }
@@ -197,11 +187,6 @@ pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
     let mut head = text_head(StatusCode::OK, length, now);
     head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     head
-}
-
-/// The head of an answer whose headers are up to the caller.
-pub(super) fn ok_head(now: SystemTime) -> Response<()> {
-    bare_head(StatusCode::OK, now)
 }
 
 /// How long an answer may be kept.

@@ -422,7 +422,7 @@ impl Shared {
             let busy = !state.waiting.is_empty() || !state.singly.is_empty();
             state.limit.tick(now, self.source.pushback(), busy);
             let open = state.waiting.len() + state.singly.len();
-            for _ in state.tasks..state.limit.current().min(state.tasks + open) {
+            for _ in 0..open.min(state.limit.current()) {
                 self.recruit(&mut state);
             }
         }
@@ -458,6 +458,8 @@ impl Shared {
                 let mut state = self.state();
                 if state.tasks > state.limit.current() {
                     state.tasks -= 1;
+                    // It may have been woken for an object.
+                    self.recruit(&mut state);
                     return None;
                 }
                 let gather = offer.is_some() && !gathered && (1..GATHERED_MIN).contains(&state.waiting.len());
