@@ -105,7 +105,7 @@ impl Disk {
     /// Moves the site there; `None`, with a note, where nobody may mount.
     fn of(site: &Site) -> Option<Self> {
         let disk = site.path("disk");
-        let script = "mkdir disk; mount -t tmpfs -o size=24m none disk || exit 1; cp -a site/. disk/; rm -rf site; ln -s disk site";
+        let script = "mkdir disk; mount -t tmpfs -o size=12m none disk || exit 1; cp -a site/. disk/; rm -rf site; ln -s disk site";
         if !run(Command::new("bash").args(["-euc", script]).current_dir(site.path(""))).status.success() {
             eprintln!("skipped: no right to mount a file system");
             return None;

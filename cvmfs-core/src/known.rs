@@ -21,7 +21,7 @@ use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
 /// Version of the file; a file of another version is replaced.
 const VERSION: i64 = 2;
 /// New pieces that are kept in memory before they are written.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
 /// Plain bytes of new pieces after which they are written.
 const BATCH_BYTES: u64 = 16 << 20;
 /// Look-ups in one transaction: to begin one takes longer than to look, but meanwhile the log of other writers grows.
@@ -202,7 +202,7 @@ impl KnownContent {
             // Another process is writing: they stay in memory until next time, unless they get too many.
             Err(error) => {
                 tracing::debug!(path = %self.path.display(), %error, "cannot write the known-content index");
-                if state.fresh.len() > 10 * BATCH {
+                if state.fresh.len() > 25 * BATCH {
                     state.fresh.clear();
                 }
             }

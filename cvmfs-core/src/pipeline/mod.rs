@@ -130,7 +130,9 @@ pub fn run(
     // Whoever is asked to stop may find the input cut off.
     cancel.check()?;
     // A failed worker is why the reader stopped, if one did.
-    recorder.take(shared.results())?;
+    if let Some(failed) = shared.results().into_iter().find_map(|(_, piece)| piece.err()) {
+        return Err(failed);
+    }
     read?;
     let Outcome { objects_new, objects_reused, bytes_stored, .. } = recorder.outcome;
     recorder.changes.add_stored(Stored { objects_new, objects_reused, bytes_stored })?;

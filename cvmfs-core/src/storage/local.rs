@@ -102,7 +102,7 @@ impl Directory {
         }
         let linked = match self.open_file("data/txn", OFlags::WRONLY | OFlags::TMPFILE) {
             Ok(mut file) => {
-                file.write_all(bytes).at(self.path.join(name))?;
+                file.write_all(bytes).at(self.path.join("data/txn"))?;
                 rustix::fs::linkat(&file, "", &self.file, name, AtFlags::EMPTY_PATH)
             }
             Err(error) => Err(error),
