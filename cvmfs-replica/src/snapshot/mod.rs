@@ -52,6 +52,8 @@ pub use walk::Counts;
 const WHITELIST_CHECK: i64 = 6 * 3600;
 /// A whitelist that expires in so many seconds is fetched again each time.
 const WHITELIST_SLACK: i64 = 7 * 86_400;
+/// Temporary files of this age in seconds belong to nobody.
+const ABANDONED_SECONDS: i64 = 2 * 86_400;
 /// Most bytes of a catalog, inflated, unless somebody says more.
 pub(crate) const MAX_CATALOG_SIZE: u64 = 4 << 30;
 
@@ -221,6 +223,7 @@ impl<'a> Run<'a> {
         self.publish(&walk, &documents)?;
         unfinished.end()?;
         drop(snapshotting);
+        self.tidy_up()?;
         status::set_last_snapshot(&*self.store, self.options.now)?;
         let Manifest { revision, root_catalog, .. } = documents.manifest;
         Ok(SnapshotOutcome {
@@ -307,7 +310,7 @@ impl<'a> Run<'a> {
         Ok(Setting {
             source: Arc::clone(&self.source),
             target: Box::new(Storage { store: storage, scratch: scratch.clone() }),
-            waiting: Arc::new(LocalStore::create(self.replica.spool.join("catalogs"))?),
+            waiting: Arc::new(LocalStore::create(self.waiting())?),
             proven,
             selection: self.replica.selection.clone(),
             scratch,
@@ -315,6 +318,19 @@ impl<'a> Run<'a> {
             queue: self.replica.transfer.queue_options(),
             cancel: self.cancel.clone(),
         })
+    }
+
+    /// Removes what runs that were killed left behind.
+    fn tidy_up(&self) -> Result<()> {
+        self.store.remove_abandoned(UnixSeconds(self.options.now.0 - ABANDONED_SECONDS))?;
+        let waiting = LocalStore::open(self.waiting())?;
+        waiting.discard_if(self.cancel, &|id, _| Ok(self.store.size(&(*id).into())?.is_some()))?;
+        Ok(())
+    }
+
+    /// Where catalogs are that are fetched and not complete.
+    fn waiting(&self) -> PathBuf {
+        self.replica.spool.join("catalogs")
     }
 
     /// Makes the new revision the one that the replica has.
