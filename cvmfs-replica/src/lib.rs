@@ -10,6 +10,7 @@
 
 pub mod preload;
 pub mod replica;
+pub mod schedule;
 pub mod select;
 pub mod serve;
 pub mod snapshot;

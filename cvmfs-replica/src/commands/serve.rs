@@ -4,9 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cvmfs_core::cli::{GlobalArgs, parse_bytes};
+use cvmfs_core::cli::{GlobalArgs, now, parse_bytes};
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_replica::serve::{self, Listener, Repositories, ServeOptions, TlsFiles};
+use cvmfs_core::progress::Cancel;
+use cvmfs_core::server::ServerRoot;
+use cvmfs_core::storage::NamedFile;
+use cvmfs_replica::replica::Replica;
+use cvmfs_replica::schedule::{Schedule, ScheduleOptions};
+use cvmfs_replica::serve::{self, Listener, Notices, Repositories, ServeOptions, TlsFiles};
+use cvmfs_replica::snapshot::{Ending, SnapshotOutcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -18,6 +24,7 @@ const GEO_DATABASE: &str = "var/lib/cvmfs-server/geo/GeoLite2-City.mmdb";
 #[command(after_help = "Examples:
   cvmfs-replica --root ./site serve --listen 127.0.0.1:8000
   cvmfs-replica serve --listen 0.0.0.0:80 --listen '[::]:80' --access-log
+  cvmfs-replica serve --listen 0.0.0.0:8000 --snapshot-every 180
   cvmfs-replica serve --listen 0.0.0.0:8000 --listen-tls 0.0.0.0:8443 \\
       --tls-certificate /etc/ssl/server.pem --tls-key /etc/ssl/server.key
 
@@ -60,6 +67,9 @@ pub(super) struct Arguments {
     /// Answers with many small objects, for replicas, that are given at the same time; 0 to offer none
     #[arg(long, value_name = "NUMBER", default_value_t = ServeOptions::default().max_bundles)]
     max_bundles: usize,
+    /// Bring replicas to the newest revision of their sources this often, in seconds, and when told of one
+    #[arg(long, value_name = "SECONDS")]
+    snapshot_every: Option<u64>,
     /// Seconds that running answers get after the interrupt
     #[arg(long, value_name = "SECONDS", default_value_t = ServeOptions::default().shutdown_grace.as_secs())]
     grace: u64,
@@ -76,6 +86,11 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         return Err(Error::not_found(format!("geographic database {}", geo_database.display())));
     }
     let reload = Arc::new(Notify::new());
+    let notices = Arc::new(Notices::new(root.clone()));
+    let schedule = match arguments.snapshot_every {
+        Some(seconds) => Some(start_schedule(root.clone(), Duration::from_secs(seconds), &notices)?),
+        None => None,
+    };
     let options = ServeOptions {
         tls: identity.map(|(certificate, key)| TlsFiles { certificate, key }),
         geo_database: Some(geo_database),
@@ -84,6 +99,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         threads: arguments.threads,
         object_cache_size: arguments.object_cache,
         reload: Arc::clone(&reload),
+        notices: Some(notices),
         access_log: arguments.access_log,
         max_connections: arguments.max_connections,
         max_bundles: arguments.max_bundles,
@@ -120,9 +136,38 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         };
         serve::serve(listeners, repositories, options, shutdown).await
     })?;
+    // A snapshot that is running stops; the next one goes on where it was.
+    if let Some(cancel) = schedule {
+        cancel.cancel();
+    }
     let text =
         format!("{} connections, {} requests, {} aborted\n", outcome.connections, outcome.requests, outcome.aborted);
     global.print(&outcome, &text)
+}
+
+/// Has replicas brought to new revisions, and those who listen told of them. Returns what ends it.
+fn start_schedule(root: ServerRoot, every: Duration, notices: &Arc<Notices>) -> Result<Cancel> {
+    let cancel = Cancel::new();
+    let options = ScheduleOptions { every, ..ScheduleOptions::default() };
+    let teller = Arc::clone(notices);
+    let report = move |replica: &Replica, result: &Result<SnapshotOutcome>| match result {
+        Ok(outcome) if outcome.ending == Ending::Updated => {
+            tracing::info!(alias = %replica.alias, revision = outcome.revision, "snapshot");
+            let manifest = replica.storage.join(NamedFile::Manifest.name());
+            let told =
+                std::fs::read(&manifest).at(&manifest).and_then(|bytes| teller.announce(&replica.name, &bytes, now()?));
+            if let Err(error) = told {
+                tracing::warn!(alias = %replica.alias, %error, "cannot tell of a new revision");
+            }
+        }
+        Ok(outcome) if outcome.ending == Ending::Incomplete => {
+            tracing::warn!(alias = %replica.alias, failures = %outcome.failures, "snapshot is incomplete");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(alias = %replica.alias, %error, "snapshot"),
+    };
+    notices.attach(Arc::new(Schedule::start(root, options, now, cancel.clone(), report)?));
+    Ok(cancel)
 }
 
 fn resolve(option: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {

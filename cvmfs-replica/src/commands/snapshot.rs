@@ -4,6 +4,7 @@ use cvmfs_core::cli::{GlobalArgs, cancel_on_signals, human_bytes, now, parse_byt
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_replica::replica::Replica;
+use cvmfs_replica::schedule::{Schedule, ScheduleOptions};
 use cvmfs_replica::snapshot::{Ending, SnapshotOptions, SnapshotOutcome, snapshot};
 use serde::Serialize;
 
@@ -14,7 +15,8 @@ use serde::Serialize;
 Examples:
   cvmfs-replica snapshot
   cvmfs-replica snapshot software.example.org
-  cvmfs-replica snapshot --group nightly --no-wait")]
+  cvmfs-replica snapshot --group nightly --no-wait
+  cvmfs-replica snapshot --watch")]
 pub(super) struct Arguments {
     /// Names of replicas
     #[arg(value_name = "ALIAS")]
@@ -22,6 +24,11 @@ pub(super) struct Arguments {
     /// All active replicas of this group
     #[arg(long, value_name = "NAME", conflicts_with = "names")]
     group: Option<String>,
+    /// Go on for ever: every so many seconds, and as soon as a source that is subscribed to (CVMFS_REPLICA_SUBSCRIBE)
+    /// tells of a new revision
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "180",
+        conflicts_with_all = ["skip_new", "no_wait", "accept_older", "history", "bandwidth", "max_catalog_size"])]
+    watch: Option<u64>,
     /// Leave out replicas that never had a snapshot
     #[arg(long, conflicts_with = "names")]
     skip_new: bool,
@@ -43,6 +50,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
+    if let Some(seconds) = arguments.watch {
+        return watch(global, arguments, Duration::from_secs(seconds));
+    }
     let mut options = SnapshotOptions::new(now()?);
     options.accept_older = arguments.accept_older;
     options.history = arguments.history;
@@ -78,6 +88,28 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let text: String = done.iter().map(|line| format!("{}\n", line.text)).collect();
     global.print(&done, &text)?;
     first_error.map_or(Ok(()), Err)
+}
+
+/// Makes snapshots until a signal comes; prints a line for each that changed or failed.
+fn watch(global: &GlobalArgs, arguments: &Arguments, every: Duration) -> Result<()> {
+    // Names are checked now, not when it is too late to see the error.
+    select(global, arguments)?;
+    let options = ScheduleOptions {
+        every,
+        names: arguments.names.clone(),
+        group: arguments.group.clone(),
+        ..ScheduleOptions::default()
+    };
+    let printer = global.clone();
+    let report = move |replica: &Replica, result: &Result<SnapshotOutcome>| {
+        if !matches!(result, Ok(SnapshotOutcome { ending: Ending::Unchanged | Ending::PassThrough, .. })) {
+            let line = Line::new(replica, result.as_ref());
+            // Whoever read this is gone; the snapshots go on.
+            drop(printer.print(&line, &format!("{}\n", line.text)));
+        }
+    };
+    Schedule::start(global.server_root()?, options, now, cancel_on_signals()?, report)?.wait();
+    Ok(())
 }
 
 /// The replicas that are meant, the one whose last snapshot is oldest first.

@@ -68,6 +68,8 @@ pub struct Replica {
     pub transfer: Transfer,
     /// `CVMFS_AUTO_GC_TIMESPAN`: age in days to which former revisions are replicated if the source collects garbage.
     pub history_days: u32,
+    /// `CVMFS_REPLICA_SUBSCRIBE`: the server that tells of new revisions, such as `http://s0.example.org/api/v1`.
+    pub subscription: Option<Url>,
     /// What of the repository is replicated.
     pub selection: Selection,
 }
@@ -143,6 +145,9 @@ impl Replica {
             public_keys: keys.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
             transfer: Transfer::of(&variables)?,
             history_days: variables.days_ago("CVMFS_AUTO_GC_TIMESPAN")?.unwrap_or(HISTORY_DAYS),
+            subscription: parse_servers(variables.get("CVMFS_REPLICA_SUBSCRIBE").unwrap_or_default())?
+                .into_iter()
+                .next(),
             selection: Selection::of(&variables)?,
         })
     }

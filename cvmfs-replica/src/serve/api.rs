@@ -11,10 +11,10 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::answer::{ResponseBody, error, text};
-use super::bundle;
 use super::connection::Shared;
 use super::respond::{self, Caching};
 use super::route::{ApiCall, percent_decode};
+use super::{bundle, notices};
 
 /// How long an order of servers may be kept, in seconds. Source: `cvmfs/webapi/cvmfs_api.py`.
 const ORDER_MAX_AGE: u32 = 3600;
@@ -30,6 +30,7 @@ pub(super) async fn answer(
     match (call.repository.as_deref(), call.function.as_str(), call.argument.as_deref()) {
         (Some(_), "geo", Some(argument)) => geo(argument, &request, client, shared, now).await,
         (Some(repository), "bundle", None) => bundle::answer(repository, request, shared, now).await,
+        (None, "notifications", Some(function)) => notices::answer(function, request, shared, now).await,
         // Upstream: the same words and lifetime; clients ask the next server.
         _ => bad_request("unrecognized api function", request.method(), now),
     }

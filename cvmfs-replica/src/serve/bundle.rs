@@ -58,7 +58,7 @@ pub(super) async fn answer(
         answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         return answer;
     };
-    let body = tokio::time::timeout(shared.options.request_timeout, read_body(request.into_body())).await;
+    let body = tokio::time::timeout(shared.options.request_timeout, read_body(request.into_body(), BODY_MAX)).await;
     let ids = match body {
         Ok(Ok(body)) => match parse_names(&body) {
             Some(ids) => ids,
@@ -80,13 +80,13 @@ pub(super) async fn answer(
 }
 
 /// Receives the body of a request, unless it is too long.
-async fn read_body(body: Incoming) -> Result<Vec<u8>, StatusCode> {
+pub(super) async fn read_body(body: Incoming, max: usize) -> Result<Vec<u8>, StatusCode> {
     let mut body = std::pin::pin!(body);
     let mut bytes = Vec::new();
     while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
         let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
         let data = frame.into_data().unwrap_or_default();
-        if bytes.len() + data.len() > BODY_MAX {
+        if bytes.len() + data.len() > max {
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
         bytes.extend_from_slice(&data);

@@ -26,6 +26,7 @@
 //! | `/cvmfs/info/v1/{repositories,meta}.json` | `application/json` | 61 s |
 //! | `/cvmfs/<name>/api/v1.0/geo/…` | order of servers by distance | 1 hour, refusals 300 s |
 //! | `/cvmfs/<name>/api/v1.0/bundle` | `application/x-cvmfs-bundle` | not at all |
+//! | `/api/v1/notifications/{publish,subscribe}` | JSON, a stream of events | not at all |
 //! | `/metrics`, `/healthz` | text | not at all |
 //! | `/`, `/browse/…`, `/download/…` | pages for people | 10 s, 61 s |
 //! | everything else | 404 | 10 s |
@@ -45,6 +46,7 @@ mod info;
 mod librarian;
 mod listener;
 mod metrics;
+mod notices;
 mod pages;
 mod pull;
 mod repositories;
@@ -64,6 +66,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub use listener::{Listener, listen, raise_open_file_limit};
+pub use notices::Notices;
 pub use repositories::Repositories;
 pub use tls::TlsFiles;
 
@@ -102,6 +105,8 @@ pub struct ServeOptions {
     pub object_cache_size: u64,
     /// Bundles that are answered at the same time; 0 to offer none. See [`cvmfs_core::fetch::bundle`].
     pub max_bundles: usize,
+    /// Takes notices of new revisions, and tells of them; `None` for neither.
+    pub notices: Option<Arc<Notices>>,
     /// Whether there are pages for people: the overview, and the browser of trees.
     pub pages: bool,
     /// Where catalogs are inflated for pages; a directory there is made, and removed at the end.
@@ -130,6 +135,7 @@ impl Default for ServeOptions {
             threads: 0,
             object_cache_size: 128 << 20,
             max_bundles: 64,
+            notices: None,
             pages: true,
             scratch: std::env::temp_dir(),
             geo_database: None,
@@ -194,6 +200,9 @@ pub async fn serve(
         () = reload_when_told(&shared) => {}
     }
     stop.send_replace(true);
+    if let Some(notices) = &shared.options.notices {
+        notices.end();
+    }
     let mut outcome = ServeOutcome { connections: 0, requests: 0, aborted: 0 };
     while let Some(finished) = running.join_next().await {
         let accepted = finished.unwrap_or_else(|failure| {

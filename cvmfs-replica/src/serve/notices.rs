@@ -1,0 +1,227 @@
+//! Notices of new revisions: taken from publishers, and told to those who listen.
+//!
+//! | request | is |
+//! | --- | --- |
+//! | `POST /api/v1/notifications/publish` | a notice, see [`cvmfs_core::notice`]: the signed manifest of a repository |
+//! | `GET /api/v1/notifications/subscribe` | `{"version":1,"repository":"<name>"}`, answered with a stream of events |
+//!
+//! Anybody may send a notice, for the manifest's signature must verify with the keys that this server has for the
+//! repository. A replica is then brought to the new revision, and subscribers are told when it is there.
+//!
+//! Source: `gateway/internal/gateway/frontend/notifications.go`.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_core::manifest::SignedManifest;
+use cvmfs_core::notice;
+use cvmfs_core::path::RepositoryName;
+use cvmfs_core::server::{ServerRoot, load_master_keys};
+use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _};
+use cvmfs_core::trust::keys::PublicKey;
+use cvmfs_core::trust::whitelist::SignedWhitelist;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+
+use super::answer::{ResponseBody, error, text};
+use super::bundle::read_body;
+use super::connection::Shared;
+use super::respond::{self, Caching};
+use super::unix_seconds;
+use crate::replica::Replica;
+use crate::schedule::Schedule;
+use crate::snapshot::source::stored_certificate;
+
+/// Longest notice, and longest subscription, in bytes.
+const BODY_MAX: usize = 64 * 1024;
+/// Listeners at the same time.
+const SUBSCRIBERS_MAX: usize = 1024;
+/// Notices that a slow listener may be behind.
+const BACKLOG: usize = 64;
+/// How long a listener is kept without news. Source: `notificationTimeout` in `notifications.go`.
+const SILENCE_MAX: Duration = Duration::from_hours(2);
+
+/// Takes notices, and tells of new revisions.
+pub struct Notices {
+    root: ServerRoot,
+    schedule: OnceLock<Arc<Schedule>>,
+    news: broadcast::Sender<(RepositoryName, Arc<str>)>,
+    subscribers: Arc<Semaphore>,
+    ended: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Notices {
+    /// For the repositories of a server.
+    pub fn new(root: ServerRoot) -> Self {
+        Self {
+            root,
+            schedule: OnceLock::new(),
+            news: broadcast::Sender::new(BACKLOG),
+            subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// Has replicas brought to a new revision by this schedule; only the first call counts.
+    pub fn attach(&self, schedule: Arc<Schedule>) {
+        drop(self.schedule.set(schedule));
+    }
+
+    /// Tells those who listen that a repository has a new revision here.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the message cannot be worded.
+    pub fn announce(&self, name: &RepositoryName, manifest: &[u8], now: UnixSeconds) -> Result<()> {
+        let message: Arc<str> = notice::message(name, manifest, now)?.into();
+        // Without listeners nobody is told.
+        drop(self.news.send((name.clone(), message)));
+        Ok(())
+    }
+
+    /// Ends all streams.
+    pub(super) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Takes a notice; waits for the disk.
+    fn take(&self, message: &[u8], now: UnixSeconds) -> Result<()> {
+        let (name, manifest) = notice::parse(message)?;
+        let signed = SignedManifest::parse(&manifest)?;
+        let replica = Replica::all(&self.root)?.into_iter().find(|replica| replica.name == name);
+        let Some(replica) = replica else {
+            let not_here = |_| Error::not_found(format!("repository {name}"));
+            let storage = LocalStore::open(self.root.storage_dir(&name)).map_err(not_here)?;
+            verify(&signed, &name, &storage, &load_master_keys(&self.root, &name)?, now)?;
+            return self.announce(&name, &manifest, now);
+        };
+        let storage = LocalStore::open(&replica.storage)?;
+        verify(&signed, &name, &storage, &replica.master_keys()?, now)?;
+        let ours = storage.read(&NamedFile::Manifest.into())?;
+        if SignedManifest::parse(&ours)?.unverified().revision >= signed.unverified().revision {
+            return Ok(());
+        }
+        match self.schedule.get() {
+            Some(schedule) if schedule.request(&replica.alias) => Ok(()),
+            // Somebody else makes the snapshots.
+            _ => self.announce(&name, &manifest, now),
+        }
+    }
+}
+
+/// Verifies a manifest with what the storage has: whitelist and certificate.
+fn verify(
+    manifest: &SignedManifest,
+    name: &RepositoryName,
+    storage: &LocalStore,
+    keys: &[PublicKey],
+    now: UnixSeconds,
+) -> Result<()> {
+    let certificate = stored_certificate(storage, manifest)?;
+    let whitelist = SignedWhitelist::parse(&storage.read(&NamedFile::Whitelist.into())?)?;
+    whitelist.verify(name, keys, now)?.check_certificate(&certificate)?;
+    manifest.verify(name, &certificate).map(drop)
+}
+
+/// Answers a request for `function`.
+pub(super) async fn answer(
+    function: &str,
+    request: Request<Incoming>,
+    shared: &Arc<Shared>,
+    now: SystemTime,
+) -> Response<ResponseBody> {
+    let method = request.method().clone();
+    let Some(notices) = shared.options.notices.clone() else { return error(StatusCode::NOT_FOUND, &method, now) };
+    let wanted = match function {
+        "publish" => Method::POST,
+        "subscribe" => Method::GET,
+        _ => return error(StatusCode::NOT_FOUND, &method, now),
+    };
+    if method != wanted {
+        return error(StatusCode::METHOD_NOT_ALLOWED, &method, now);
+    }
+    let body = tokio::time::timeout(shared.options.request_timeout, read_body(request.into_body(), BODY_MAX)).await;
+    let body = match body {
+        Ok(Ok(body)) => body,
+        Ok(Err(status)) => return error(status, &method, now),
+        Err(_timeout) => return error(StatusCode::REQUEST_TIMEOUT, &method, now),
+    };
+    if wanted == Method::GET {
+        return subscribe(&notices, &body, now);
+    }
+    let taken = tokio::task::spawn_blocking(move || notices.take(&body, unix_seconds(now))).await;
+    let (status, reason) = match taken {
+        Ok(Ok(())) => (StatusCode::OK, None),
+        Ok(Err(error)) => (status_of(&error), Some(error.to_string())),
+        Err(failure) => (StatusCode::INTERNAL_SERVER_ERROR, Some(failure.to_string())),
+    };
+    let reply = match reason {
+        None => serde_json::json!({ "status": "ok" }),
+        Some(reason) => {
+            tracing::info!(reason, "a notice is not accepted");
+            serde_json::json!({ "status": "error", "reason": reason })
+        }
+    };
+    let head = |length, now| respond::content_head(status, "application/json", Some(length), Caching::Never, now);
+    text(format!("{reply}\n"), head, &method, now)
+}
+
+fn status_of(error: &Error) -> StatusCode {
+    match error {
+        Error::NotFound { .. } => StatusCode::NOT_FOUND,
+        Error::Malformed { .. } | Error::InvalidInput { .. } => StatusCode::BAD_REQUEST,
+        Error::Untrusted { .. } | Error::Expired { .. } | Error::HashMismatch { .. } | Error::MissingObject { .. } => {
+            StatusCode::FORBIDDEN
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Begins a stream of events.
+fn subscribe(notices: &Notices, body: &[u8], now: SystemTime) -> Response<ResponseBody> {
+    let wanted: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let name = wanted.as_ref().and_then(|wanted| wanted["repository"].as_str()?.parse::<RepositoryName>().ok());
+    let Some(name) = name else { return error(StatusCode::BAD_REQUEST, &Method::GET, now) };
+    let Ok(permit) = Arc::clone(&notices.subscribers).try_acquire_owned() else {
+        return error(StatusCode::SERVICE_UNAVAILABLE, &Method::GET, now);
+    };
+    let (mut news, mut ended) = (notices.news.subscribe(), notices.ended.subscribe());
+    let (sender, blocks) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        let _permit = permit;
+        loop {
+            let event = tokio::select! {
+                event = tokio::time::timeout(SILENCE_MAX, news.recv()) => event,
+                () = sender.closed() => return,
+                _ = ended.wait_for(|ended| *ended) => return,
+            };
+            let message = match event {
+                Ok(Ok((about, message))) if about == name => message,
+                // Whoever is too slow misses something; the next notice says all there is to know.
+                Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => continue,
+                Ok(Err(broadcast::error::RecvError::Closed)) => return,
+                Err(_timeout) => {
+                    drop(sender.try_send(Ok(Bytes::from_static(b"{\"status\":\"timeout\"}\n"))));
+                    return;
+                }
+            };
+            if sender.try_send(Ok(Bytes::from(format!("data: {message}\n\n")))).is_err() {
+                return;
+            }
+        }
+    });
+    let mut head = respond::content_head(StatusCode::OK, "text/event-stream", None, Caching::Never, now);
+    head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    head.map(|()| ResponseBody::stream(blocks, None))
+}
