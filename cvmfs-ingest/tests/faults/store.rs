@@ -140,6 +140,10 @@ impl WriteStore for FaultStore {
         Ok(Box::new(FaultStaged { staged, plan: Arc::clone(&self.plan) }))
     }
 
+    fn discard(&self, id: &ObjectId) -> Result<()> {
+        self.plan.run("discard", || self.store.discard(id))
+    }
+
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
         let operation = match file {
             NamedFile::Manifest => "write manifest",
