@@ -4,7 +4,8 @@
 //! under which boot of the system. If the next run finds the note of another boot, objects that are younger than the
 //! note are hashed, and damaged ones removed, before any is believed.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -35,12 +36,17 @@ pub(super) fn begin(spool: &Path, store: &LocalStore, cancel: &Cancel) -> Result
             if removed > 0 {
                 tracing::warn!(removed, "removed objects that were damaged when the system went down");
             }
-            fs::write(&note, boot).at(&note)?;
+            write_durably(&note, &boot)?;
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => fs::write(&note, boot).at(&note)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_durably(&note, &boot)?,
         Err(error) => return Err(cvmfs_core::error::Error::io(&note, error)),
     }
     Ok(Unfinished(note))
+}
+
+fn write_durably(note: &Path, boot: &str) -> Result<()> {
+    let mut file = File::create(note).at(note)?;
+    file.write_all(boot.as_bytes()).and_then(|()| file.sync_all()).at(note)
 }
 
 impl Unfinished {
