@@ -66,8 +66,8 @@ pub struct SnapshotOptions {
     pub patience: Duration,
     /// Take a revision that is older than the one that the replica has.
     pub accept_older: bool,
-    /// Replicate former revisions with the first snapshot as well; later ones do anyway.
-    pub history: bool,
+    /// Which former revisions come along.
+    pub former: FormerRevisions,
     /// Most bytes of a catalog, inflated.
     pub max_catalog_size: u64,
 }
@@ -75,8 +75,25 @@ pub struct SnapshotOptions {
 impl SnapshotOptions {
     /// The defaults for a run at `now`.
     pub fn new(now: UnixSeconds) -> Self {
-        Self { now, patience: Duration::MAX, accept_older: false, history: false, max_catalog_size: MAX_CATALOG_SIZE }
+        Self {
+            now,
+            patience: Duration::MAX,
+            accept_older: false,
+            former: FormerRevisions::SinceLast,
+            max_catalog_size: MAX_CATALOG_SIZE,
+        }
     }
+}
+
+/// Which revisions before the newest one a snapshot replicates, besides those with tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormerRevisions {
+    /// Those since the last snapshot; none with the first one.
+    SinceLast,
+    /// All that the replica lacks, also with the first one.
+    All,
+    /// None.
+    None,
 }
 
 /// How a snapshot ended, if not with an error.

@@ -573,6 +573,8 @@ impl Shared {
     fn arrived(&self, mut arrived: Vec<(u64, Ending)>) {
         let mut state = self.state();
         let state = &mut *state;
+        // Whoever waits is woken for what concerns him, not for each object.
+        let mut is_news = false;
         while let Some((number, ending)) = arrived.pop() {
             let Some(node) = state.nodes.get_mut(&number) else { continue };
             node.ending = node.ending.max(ending);
@@ -583,6 +585,7 @@ impl Shared {
             if node.ending == Ending::Complete && !node.is_stored && !node.is_root {
                 node.waits_for = 1;
                 state.jobs.push(Job::Store(number));
+                is_news = true;
                 continue;
             }
             let Some(node) = state.nodes.remove(&number) else { continue };
@@ -597,10 +600,13 @@ impl Shared {
             }
             if node.is_root {
                 state.endings.insert(node.catalog, node.ending);
+                is_news = true;
             }
             arrived.extend(node.parents.into_iter().map(|parent| (parent, node.ending)));
         }
-        self.changed.notify_all();
+        if is_news {
+            self.changed.notify_all();
+        }
     }
 
     /// Deals with a catalog that cannot be read: a damaged copy is fetched once more, a wrong catalog is a failure.
