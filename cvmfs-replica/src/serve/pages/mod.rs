@@ -142,6 +142,8 @@ fn layout(title: &str, body: &Markup) -> Markup {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                // Trees are large, and nobody searches the web for what is in them.
+                meta name="robots" content="noindex, nofollow";
                 title { (title) }
                 link rel="icon" href=(PreEscaped(ICON));
                 link rel="stylesheet" href="/style.css";
