@@ -68,7 +68,7 @@ pub type Clock = fn() -> Result<UnixSeconds>;
 /// Snapshots that happen on their own, until they are cancelled or this is dropped.
 pub struct Schedule {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -116,11 +116,12 @@ impl Schedule {
             random: RandomState::new(),
         });
         shared.replicas()?;
-        let mut schedule = Self { shared, threads: Vec::new() };
+        let schedule = Self { shared, threads: Mutex::default() };
         for number in 0..schedule.shared.options.concurrent.max(1) {
             let shared = Arc::clone(&schedule.shared);
             let thread = std::thread::Builder::new().name(format!("snapshot-{number}"));
-            schedule.threads.push(thread.spawn(move || shared.work()).at("thread")?);
+            let thread = thread.spawn(move || shared.work()).at("thread")?;
+            schedule.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(schedule)
     }
@@ -131,15 +132,10 @@ impl Schedule {
     }
 
     /// Waits until everything was cancelled and has ended.
-    pub fn wait(mut self) {
-        self.join();
-    }
-
-    fn join(&mut self) {
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            drop(thread.join());
-        }
+    pub fn wait(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // A thread that panicked has said so.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
         let subscribers = std::mem::take(&mut self.shared.state().subscribers);
         subscribers.into_iter().for_each(|thread| drop(thread.join()));
     }
@@ -149,7 +145,7 @@ impl Drop for Schedule {
     fn drop(&mut self) {
         self.shared.cancel.cancel();
         self.shared.changed.notify_all();
-        self.join();
+        self.wait();
     }
 }
 
