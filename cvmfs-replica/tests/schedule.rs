@@ -1,5 +1,6 @@
 //! Snapshots on their own: by the clock, by request, by notice, by subscription.
 
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "harness/evil.rs"]
 mod evil;
 mod harness;
