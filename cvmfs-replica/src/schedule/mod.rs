@@ -135,9 +135,13 @@ impl Schedule {
     pub fn wait(&self) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // A thread that panicked has said so.
-        threads.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in threads {
+            drop(thread.join());
+        }
         let subscribers = std::mem::take(&mut self.shared.state().subscribers);
-        subscribers.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in subscribers {
+            drop(thread.join());
+        }
     }
 }
 
@@ -212,8 +216,9 @@ impl Shared {
 
     /// The time to the next snapshot: different ones, so that servers that started together do not stay together.
     fn pause(&self) -> Duration {
-        let fraction = (self.random.hash_one(Instant::now()) % 1001) as f64 / 1000.0;
-        self.options.every.mul_f64(0.75 + fraction / 2.0)
+        let thousandths = u32::try_from(self.random.hash_one(Instant::now()) % 1001).unwrap_or_default();
+        let half = self.options.every / 2;
+        half * 3 / 2 + half * thousandths / 1000
     }
 
     /// Looks now and then which replicas there are.
