@@ -171,6 +171,6 @@ mod tests {
             let found: Vec<_> = stream.chunks(size).flat_map(|piece| events.push(piece).unwrap()).collect();
             assert_eq!(found, [&b" one"[..], b"two\n three"]);
         }
-        assert!(Events::default().push(&[b'x'; MESSAGE_MAX + 1]).is_err());
+        assert!(Events::default().push(&vec![b'x'; MESSAGE_MAX + 1]).is_err());
     }
 }

@@ -4,31 +4,31 @@
 #[path = "harness/evil.rs"]
 mod evil;
 mod harness;
+#[path = "harness/original.rs"]
+mod original;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::commit::Publisher;
 use cvmfs_core::compression::{Compressor, Effort};
 use cvmfs_core::error::Error;
 use cvmfs_core::fetch::parse_servers;
 use cvmfs_core::hash::{Algorithm, ObjectId, ObjectKind};
 use cvmfs_core::manifest::{Manifest, SignedManifest};
-use cvmfs_core::path::{RepoPath, RepositoryName};
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::server::ServerRoot;
 use cvmfs_core::trust::keys::{Certificate, PrivateKey};
 use cvmfs_core::trust::whitelist::{SignedWhitelist, Whitelist};
-use cvmfs_publish::{mkfs, publish};
 use cvmfs_replica::replica::{AddOptions, Replica, add};
 use cvmfs_replica::snapshot::{Ending, SnapshotOptions, SnapshotOutcome, snapshot};
 
 use evil::{Fault, Source};
 use harness::{REPOSITORY, noise};
+use original::{make, now, publish_files, scratch};
 
 const MANIFEST: &str = ".cvmfspublished";
 const WHITELIST: &str = ".cvmfswhitelist";
@@ -47,13 +47,6 @@ struct Fixture {
     master: PrivateKey,
 }
 
-/// A directory in memory, if possible: every snapshot flushes its file system, which others may keep busy.
-fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    made.expect("temporary directory")
-}
-
 /// The fixture, made once for all tests that run at the same time.
 fn fixture() -> Arc<Fixture> {
     static FIXTURE: Mutex<Weak<Fixture>> = Mutex::new(Weak::new());
@@ -67,14 +60,11 @@ fn fixture() -> Arc<Fixture> {
 
 fn make_fixture() -> Fixture {
     let directory = scratch();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    let now = UnixSeconds(now.try_into().expect("a time"));
-    let name: RepositoryName = REPOSITORY.parse().expect("a name");
-    let root = ServerRoot::new(&directory.path().join("original")).expect("root");
-    mkfs::mkfs(&root, &name, &mkfs::Options::new(now)).expect("mkfs");
+    let now = now();
+    let (root, name) = make(&directory.path().join("original"));
     let storage = root.storage_dir(&name);
 
-    publish_files(&root, &name, "a", now);
+    publish_files(&root, &name, "a");
     let first = fs::read(storage.join(MANIFEST)).expect("manifest");
     let source = Source::start(&storage, |_, _| None);
     let replica_root = ServerRoot::new(&directory.path().join("replica")).expect("root");
@@ -85,7 +75,7 @@ fn make_fixture() -> Fixture {
     assert_eq!((outcome.ending, outcome.revision), (Ending::Updated, Some(2)));
     let old = objects(&replica.storage);
 
-    publish_files(&root, &name, "b", now);
+    publish_files(&root, &name, "b");
     let all = objects(&storage);
     let new = all.difference(&old).filter(|object| !is_superseded(&storage, object)).cloned().collect();
     let key = |extension| {
@@ -100,24 +90,6 @@ fn is_superseded(storage: &Path, object: &str) -> bool {
     let manifest = SignedManifest::parse(&fs::read(storage.join(MANIFEST)).expect("manifest")).expect("manifest");
     let history = manifest.unverified().history_object().map(|id| id.to_string());
     object.ends_with('H') && history.is_none_or(|history| history != object)
-}
-
-/// Publishes a revision with some files and two catalogs; `content` makes the difference.
-fn publish_files(root: &ServerRoot, name: &RepositoryName, content: &str, now: UnixSeconds) {
-    let tree = scratch();
-    let nested = tree.path().join("nested");
-    fs::create_dir(&nested).expect("directory");
-    fs::write(nested.join(".cvmfscatalog"), "").expect("file");
-    for number in 0..5 {
-        fs::write(nested.join(format!("small{number}")), format!("{content} {number}\n").repeat(100)).expect("file");
-    }
-    fs::write(tree.path().join("large"), noise(300_000, content.len() as u64 + u64::from(content.as_bytes()[0])))
-        .expect("file");
-    fs::write(tree.path().join("same"), "in both revisions").expect("file");
-    let publisher = Publisher::open(root, name).expect("publisher");
-    let from = publish::From::directory(tree.path());
-    let options = publish::Options::new(&publisher, from, RepoPath::root(), now);
-    publish::publish(&publisher, &options, &Silent, &Cancel::new()).expect("publish");
 }
 
 /// The names of the objects in a storage, each verified.

@@ -3,7 +3,12 @@
 //! Squid keeps no time but the system's, so a copy is made stale by the request: `Cache-Control: max-age=0` asks
 //! for nothing older than now, which is what happens by itself 61 seconds later.
 
+#[expect(dead_code, reason = "shared with other tests")]
+#[path = "harness/evil.rs"]
+mod evil;
 mod harness;
+#[path = "harness/original.rs"]
+mod original;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +16,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cvmfs_core::hash::ObjectKind;
+
+use cvmfs_core::fetch::parse_servers;
+use cvmfs_core::progress::{Cancel, Silent};
+use cvmfs_core::server::ServerRoot;
+use cvmfs_replica::replica::{AddOptions, add};
+use cvmfs_replica::snapshot::{Ending, SnapshotOptions, snapshot};
+use evil::{Fault, Source};
+use original::{make, now, publish_files, scratch};
 
 use harness::{Client, REPOSITORY, Reply, Server, Site, noise};
 
@@ -185,4 +198,70 @@ fn squid_keeps_objects_and_asks_again_for_manifests() {
         assert!(reply.body == *content, "{path}");
         assert_eq!(cache, "HIT");
     }
+}
+
+/// The stored objects of a repository: path below it, and content.
+fn stored_objects(storage: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut objects = Vec::new();
+    for directory in std::fs::read_dir(storage.join("data")).expect("data").flatten() {
+        for file in std::fs::read_dir(directory.path()).expect("directory").flatten() {
+            let path = file.path().strip_prefix(storage).expect("below").to_str().expect("text").to_owned();
+            objects.push((path, std::fs::read(file.path()).expect("object")));
+        }
+    }
+    objects
+}
+
+#[test]
+fn snapshots_go_around_what_squid_has_wrong() {
+    let directory = scratch();
+    let (root, name) = make(&directory.path().join("original"));
+    publish_files(&root, &name, "a");
+    let storage = root.storage_dir(&name);
+    let objects = stored_objects(&storage);
+    // The catalogs and one file come wrong the first time, and Squid keeps that.
+    let file =
+        objects.iter().map(|(path, _)| path.clone()).find(|path| !path.ends_with(|last: char| last.is_uppercase()));
+    let file = file.expect("a file");
+    let wrong: Vec<_> = objects.iter().filter(|(path, _)| path.ends_with('C') || *path == file).cloned().collect();
+    assert!(wrong.len() >= 3, "{wrong:?}");
+    let poison = wrong.clone();
+    let source = Source::start(&storage, move |path, nth| {
+        let (_, content) = poison.iter().find(|(wrong, _)| nth == 0 && path == wrong)?;
+        let mut content = content.clone();
+        *content.last_mut()? ^= 1;
+        Some(Fault::Headed("Cache-Control: max-age=259200\r\n", content))
+    });
+    let squid = Squid::start();
+    for (path, content) in &wrong {
+        for expected in ["MISS", "HIT"] {
+            let (reply, cache) = squid.get(source.address, path, "");
+            assert!(reply.body != *content, "{path}");
+            assert_eq!(cache, expected);
+        }
+    }
+
+    let urls = parse_servers(&source.url("")).expect("URL");
+    let options = AddOptions {
+        proxy: Some(format!("http://{}", squid.address)),
+        ..AddOptions::new(now(), urls, vec![root.key_file(&name, "pub")])
+    };
+    let replica_root = ServerRoot::new(&directory.path().join("replica")).expect("root");
+    let replica = add(&replica_root, &options).expect("add-replica");
+    let outcome = snapshot(&replica, &SnapshotOptions::new(now()), &Silent, &Cancel::new()).expect("snapshot");
+    assert_eq!(outcome.ending, Ending::Updated, "{}", outcome.failures);
+    for (path, content) in stored_objects(&replica.storage) {
+        assert!(content == std::fs::read(storage.join(&path)).expect("object of the source"), "{path}");
+    }
+    for (path, content) in &wrong {
+        if !replica.storage.join(path).exists() {
+            // A catalog of a revision that was not asked for.
+            continue;
+        }
+        assert_eq!(source.requests(path), 2, "{path}");
+        // Now Squid has it right as well.
+        let (reply, _) = squid.get(source.address, path, "");
+        assert!(reply.body == *content, "{path}");
+    }
+    assert!(replica.storage.join(&file).exists());
 }

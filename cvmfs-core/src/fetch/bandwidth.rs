@@ -8,6 +8,9 @@ use tokio::time::Instant;
 /// How far behind the limit receiving may be without that being made up for.
 const CREDIT: Duration = Duration::from_millis(100);
 
+/// The longest wait for one piece, whatever the limit.
+const COST_MAX: Duration = Duration::from_hours(1);
+
 /// Bytes a second that all who have a copy may receive together; by default without limit.
 #[derive(Debug, Clone, Default)]
 pub struct Bandwidth(Option<Arc<Limit>>);
@@ -30,10 +33,11 @@ impl Bandwidth {
     pub(super) async fn take(&self, bytes: u64) {
         let Some(limit) = &self.0 else { return };
         let now = Instant::now();
-        let cost = Duration::from_secs_f64(bytes as f64 / limit.bytes_per_second as f64);
+        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(limit.bytes_per_second);
+        let cost = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         let due = {
             let mut due = limit.due.lock().unwrap_or_else(PoisonError::into_inner);
-            let next = due.unwrap_or(now).max(now.checked_sub(CREDIT).unwrap_or(now)) + cost;
+            let next = due.unwrap_or(now).max(now.checked_sub(CREDIT).unwrap_or(now)) + cost.min(COST_MAX);
             *due = Some(next);
             next
         };
@@ -53,7 +57,7 @@ mod tests {
         runtime.block_on(async {
             let each = || async {
                 for _ in 0..10 {
-                    bandwidth.take(10_000).await
+                    bandwidth.take(10_000).await;
                 }
             };
             tokio::join!(each(), each(), each());

@@ -36,7 +36,7 @@ mod sink;
 use std::fmt;
 use std::io::{Cursor, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use reqwest::{Client, Method};
@@ -83,12 +83,20 @@ pub struct HttpStore {
     hops: Vec<(Hop, Client)>,
     backoff: Backoff,
     options: Arc<HttpOptions>,
-    /// The bundles that each server has, and how often in a row it failed to deliver one.
-    offers: Mutex<Vec<Option<(Arc<BundleOffer>, u32)>>>,
+    /// The bundles that each server has.
+    offers: Mutex<Vec<Option<Offered>>>,
     /// How often a server was overloaded or too slow.
     pushback: AtomicU64,
     /// Taken only by `drop`.
     runtime: Option<Runtime>,
+}
+
+/// The bundles of a server.
+#[derive(Debug, Clone)]
+struct Offered {
+    offer: Arc<BundleOffer>,
+    /// How often in a row it failed to deliver one.
+    failures: u32,
 }
 
 impl HttpStore {
@@ -174,7 +182,7 @@ impl HttpStore {
         self.pushback.load(Ordering::Relaxed)
     }
 
-    fn offers(&self) -> std::sync::MutexGuard<'_, Vec<Option<(Arc<BundleOffer>, u32)>>> {
+    fn offers(&self) -> MutexGuard<'_, Vec<Option<Offered>>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -189,7 +197,7 @@ impl HttpStore {
             return None;
         }
         let first = *self.servers.order(Instant::now()).first()?;
-        offers[first].as_ref().map(|(offer, _)| (first, Arc::clone(offer)))
+        offers[first].as_ref().map(|offered| (first, Arc::clone(&offered.offer)))
     }
 
     /// Asks for a bundle, once; what it lacks is to be fetched singly. `None` if there is none to be had.
@@ -207,8 +215,8 @@ impl HttpStore {
 
     /// Remembers that a bundle came.
     fn bundle_arrived(&self, server: usize) {
-        if let Some((_, failures)) = &mut self.offers()[server] {
-            *failures = 0;
+        if let Some(offered) = &mut self.offers()[server] {
+            offered.failures = 0;
         }
     }
 
@@ -220,10 +228,10 @@ impl HttpStore {
             self.pushback.fetch_add(1, Ordering::Relaxed);
         }
         let mut offers = self.offers();
-        if let Some((_, failures)) = &mut offers[server] {
-            *failures += 1;
+        if let Some(offered) = &mut offers[server] {
+            offered.failures += 1;
             let final_answer = matches!(failure.kind, Kind::Missing | Kind::Refused(_));
-            if final_answer || *failures >= BUNDLE_FAILURES_MAX {
+            if final_answer || offered.failures >= BUNDLE_FAILURES_MAX {
                 offers[server] = None;
             }
         }
@@ -253,7 +261,7 @@ impl HttpStore {
                         self.servers.prefer(server, Instant::now());
                     }
                     if wanted.key == Key::Named(NamedFile::Manifest) {
-                        self.offers()[server] = offer.map(|offer| (Arc::new(offer), 0));
+                        self.offers()[server] = offer.map(|offer| Offered { offer: Arc::new(offer), failures: 0 });
                     }
                     return Ok(size);
                 }

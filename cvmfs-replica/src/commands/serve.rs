@@ -137,16 +137,17 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         serve::serve(listeners, repositories, options, shutdown).await
     })?;
     // A snapshot that is running stops; the next one goes on where it was.
-    if let Some(cancel) = schedule {
+    if let Some((cancel, schedule)) = schedule {
         cancel.cancel();
+        schedule.wait();
     }
     let text =
         format!("{} connections, {} requests, {} aborted\n", outcome.connections, outcome.requests, outcome.aborted);
     global.print(&outcome, &text)
 }
 
-/// Has replicas brought to new revisions, and those who listen told of them. Returns what ends it.
-fn start_schedule(root: ServerRoot, every: Duration, notices: &Arc<Notices>) -> Result<Cancel> {
+/// Has replicas brought to new revisions, and those who listen told of them. Returns what ends it, and what ends then.
+fn start_schedule(root: ServerRoot, every: Duration, notices: &Arc<Notices>) -> Result<(Cancel, Arc<Schedule>)> {
     let cancel = Cancel::new();
     let options = ScheduleOptions { every, ..ScheduleOptions::default() };
     let teller = Arc::clone(notices);
@@ -166,8 +167,9 @@ fn start_schedule(root: ServerRoot, every: Duration, notices: &Arc<Notices>) -> 
         Ok(_) => {}
         Err(error) => tracing::warn!(alias = %replica.alias, %error, "snapshot"),
     };
-    notices.attach(Arc::new(Schedule::start(root, options, now, cancel.clone(), report)?));
-    Ok(cancel)
+    let schedule = Arc::new(Schedule::start(root, options, now, cancel.clone(), report)?);
+    notices.attach(Arc::clone(&schedule));
+    Ok((cancel, schedule))
 }
 
 fn resolve(option: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {

@@ -68,7 +68,7 @@ pub type Clock = fn() -> Result<UnixSeconds>;
 /// Snapshots that happen on their own, until they are cancelled or this is dropped.
 pub struct Schedule {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -116,11 +116,12 @@ impl Schedule {
             random: RandomState::new(),
         });
         shared.replicas()?;
-        let mut schedule = Self { shared, threads: Vec::new() };
+        let schedule = Self { shared, threads: Mutex::default() };
         for number in 0..schedule.shared.options.concurrent.max(1) {
             let shared = Arc::clone(&schedule.shared);
             let thread = std::thread::Builder::new().name(format!("snapshot-{number}"));
-            schedule.threads.push(thread.spawn(move || shared.work()).at("thread")?);
+            let thread = thread.spawn(move || shared.work()).at("thread")?;
+            schedule.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(schedule)
     }
@@ -131,17 +132,16 @@ impl Schedule {
     }
 
     /// Waits until everything was cancelled and has ended.
-    pub fn wait(mut self) {
-        self.join();
-    }
-
-    fn join(&mut self) {
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+    pub fn wait(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // A thread that panicked has said so.
+        for thread in threads {
             drop(thread.join());
         }
         let subscribers = std::mem::take(&mut self.shared.state().subscribers);
-        subscribers.into_iter().for_each(|thread| drop(thread.join()));
+        for thread in subscribers {
+            drop(thread.join());
+        }
     }
 }
 
@@ -149,7 +149,7 @@ impl Drop for Schedule {
     fn drop(&mut self) {
         self.shared.cancel.cancel();
         self.shared.changed.notify_all();
-        self.join();
+        self.wait();
     }
 }
 
@@ -216,8 +216,9 @@ impl Shared {
 
     /// The time to the next snapshot: different ones, so that servers that started together do not stay together.
     fn pause(&self) -> Duration {
-        let fraction = (self.random.hash_one(Instant::now()) % 1001) as f64 / 1000.0;
-        self.options.every.mul_f64(0.75 + fraction / 2.0)
+        let thousandths = u32::try_from(self.random.hash_one(Instant::now()) % 1001).unwrap_or_default();
+        let half = self.options.every / 2;
+        half * 3 / 2 + half * thousandths / 1000
     }
 
     /// Looks now and then which replicas there are.

@@ -56,7 +56,7 @@ impl Source {
 
     /// The URL of something in the repository.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}/cvmfs/{}/{path}", self.address, super::REPOSITORY)
+        format!("http://{}/cvmfs/{}/{path}", self.address, crate::harness::REPOSITORY)
     }
 
     /// How often a path was asked for.

@@ -13,10 +13,10 @@ const WINDOW: Duration = Duration::from_millis(100);
 const WINDOW_MAX: Duration = Duration::from_secs(2);
 /// What a request costs beside its bytes, in bytes.
 const REQUEST_COST: u64 = 8192;
-/// By how much twice the requests must raise the throughput to be worth it.
-const DOUBLING_GAIN: f64 = 1.15;
-/// By how much a quarter more requests must raise it.
-const PROBE_GAIN: f64 = 1.05;
+/// To how many percent twice the requests must raise the throughput to be worth it.
+const DOUBLING_GAIN: u64 = 115;
+/// To how many percent a quarter more requests must raise it.
+const PROBE_GAIN: u64 = 105;
 /// How many windows pass before more requests are tried again.
 const PROBE_EVERY: u32 = 20;
 
@@ -39,13 +39,13 @@ pub(super) struct Limit {
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     /// What twice the requests bring, compared to this throughput.
-    Doubling(f64),
+    Doubling(u64),
     /// Nothing; the next look comes after some windows.
     Steady(u32),
     /// The throughput to compare with.
     Reference,
     /// What some more requests bring, compared to the throughput with so many.
-    Probing(f64, usize),
+    Probing(u64, usize),
 }
 
 impl Limit {
@@ -53,7 +53,7 @@ impl Limit {
         let max = options.max_in_flight.max(1);
         let min = options.min_in_flight.clamp(1, max);
         let current = options.initial_in_flight.clamp(min, max);
-        Self { min, max, current, phase: Phase::Doubling(0.0), since: now, finished: 0, work: 0, pushback }
+        Self { min, max, current, phase: Phase::Doubling(0), since: now, finished: 0, work: 0, pushback }
     }
 
     pub(super) fn current(&self) -> usize {
@@ -85,9 +85,11 @@ impl Limit {
         if length < WINDOW || (self.finished < self.current as u64 && length < WINDOW_MAX) {
             return;
         }
-        let throughput = self.work as f64 / length.as_secs_f64();
+        let milliseconds = u64::try_from(length.as_millis()).unwrap_or(u64::MAX).max(1);
+        let throughput = self.work.saturating_mul(1000) / milliseconds;
+        let is_above = |before: u64, percent: u64| throughput > before.saturating_mul(percent) / 100;
         self.phase = match self.phase {
-            Phase::Doubling(before) if throughput > before * DOUBLING_GAIN => {
+            Phase::Doubling(before) if is_above(before, DOUBLING_GAIN) => {
                 let next =
                     if self.current < self.max { Phase::Doubling(throughput) } else { Phase::Steady(PROBE_EVERY) };
                 self.set(self.current * 2);
@@ -104,7 +106,7 @@ impl Limit {
                 self.set(self.current + self.current.div_ceil(4));
                 Phase::Probing(throughput, before)
             }
-            Phase::Probing(before, _) if throughput > before * PROBE_GAIN => Phase::Reference,
+            Phase::Probing(before, _) if is_above(before, PROBE_GAIN) => Phase::Reference,
             Phase::Probing(_, requests) => {
                 self.set(requests);
                 Phase::Steady(PROBE_EVERY)
@@ -126,21 +128,19 @@ impl Limit {
 mod tests {
     use super::*;
 
-    /// A source with a round trip of `latency` seconds that answers at most `capacity` requests a second.
-    fn run(latency: f64, capacity: f64, seconds: f64) -> (Limit, Vec<usize>) {
+    /// A source with a round trip of `latency` milliseconds that answers at most `capacity` requests a second.
+    fn run(latency: u64, capacity: u64, milliseconds: u64) -> (Limit, Vec<usize>) {
         let start = Instant::now();
         let mut limit = Limit::new(&QueueOptions::default(), 0, start);
         let mut seen = Vec::new();
-        let step = 0.05;
-        let (mut at, mut fraction) = (0.0, 0.0);
-        while at < seconds {
-            fraction += (limit.current() as f64 / latency).min(capacity) * step;
-            while fraction >= 1.0 {
+        let mut thousandths = 0;
+        for at in (50..=milliseconds).step_by(50) {
+            thousandths += (limit.current() as u64 * 1000 / latency).min(capacity) * 50;
+            for _ in 0..thousandths / 1000 {
                 limit.completed(100);
-                fraction -= 1.0;
             }
-            at += step;
-            limit.tick(start + Duration::from_secs_f64(at), 0, true);
+            thousandths %= 1000;
+            limit.tick(start + Duration::from_millis(at), 0, true);
             seen.push(limit.current());
         }
         (limit, seen)
@@ -149,19 +149,19 @@ mod tests {
     #[test]
     fn more_requests_are_sent_as_long_as_that_pays() {
         // 20 ms: 10,000 requests a second need 200 in flight.
-        let (_, seen) = run(0.02, 10_000.0, 0.6);
+        let (_, seen) = run(20, 10_000, 600);
         assert!(seen.last().is_some_and(|&last| (200..=256).contains(&last)), "{seen:?}");
         // On the loopback device the number does not matter.
-        let (_, seen) = run(0.001, 10_000.0, 3.0);
+        let (_, seen) = run(1, 10_000, 3000);
         assert!(seen.iter().all(|&limit| limit <= 64) && seen.last() == Some(&32), "{seen:?}");
         // Across an ocean all that is allowed is not enough.
-        let (_, seen) = run(0.3, 10_000.0, 3.0);
+        let (_, seen) = run(300, 10_000, 3000);
         assert_eq!(seen.last(), Some(&512), "{seen:?}");
     }
 
     #[test]
     fn a_source_that_becomes_faster_is_noticed() {
-        let (mut limit, _) = run(0.02, 2000.0, 1.0);
+        let (mut limit, _) = run(20, 2000, 1000);
         let slow = limit.current();
         assert!(slow <= 64);
         let mut now = limit.since;
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn pushback_halves_the_number_down_to_the_minimum() {
-        let (mut limit, _) = run(0.3, 10_000.0, 3.0);
+        let (mut limit, _) = run(300, 10_000, 3000);
         let now = limit.since;
         let seen: Vec<_> = [1, 1, 2, 5, 6, 7, 8, 9, 10]
             .map(|pushback| {

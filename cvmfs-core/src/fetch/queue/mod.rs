@@ -270,7 +270,7 @@ impl ObjectQueue {
             return Ok(());
         }
         while state.waiting.len() >= self.shared.options.max_waiting && !self.shared.is_stopped() {
-            state = self.shared.wait(&self.shared.room, state);
+            state = wait(&self.shared.room, state);
         }
         if self.shared.is_stopped() {
             return Err(Error::Cancelled);
@@ -309,7 +309,7 @@ impl ObjectQueue {
             if state.closed && state.open.is_empty() {
                 return None;
             }
-            state = self.shared.wait(&self.shared.finished, state);
+            state = wait(&self.shared.finished, state);
         }
     }
 
@@ -352,14 +352,6 @@ impl Shared {
 
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets a caller wait for a signal.
-    fn wait<'a>(&self, signal: &Condvar, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        state.waiting_callers += 1;
-        let mut state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
-        state.waiting_callers -= 1;
-        state
     }
 
     fn is_stopped(&self) -> bool {
@@ -648,6 +640,14 @@ impl Shared {
             self.finished.notify_all();
         }
     }
+}
+
+/// Lets a caller wait for a signal.
+fn wait<'a>(signal: &Condvar, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    state.waiting_callers += 1;
+    let mut state = signal.wait(state).unwrap_or_else(PoisonError::into_inner);
+    state.waiting_callers -= 1;
+    state
 }
 
 /// What a fetch task is to do.
