@@ -131,11 +131,6 @@ fn what_is_wrong_at_the_source_is_neither_served_nor_stored() {
     }
     // An object that nobody has.
     assert_eq!(status("data/00/0123456789012345678901234567890123456a"), "404");
-    // A manifest that is signed by somebody else.
-    let stranger = Site::with_repository(&[]);
-    fs::write(original.storage().join(".cvmfspublished"), stranger.manifest()).expect("the test can go on");
-    assert_eq!(status(".cvmfspublished"), "404");
-    assert_eq!(status(".cvmfs_status.json"), "200");
     // Without pull-through nothing of this happens.
     let patient = Replica::of(&original, &source, &[]);
     let server = patient.site.serve();
@@ -145,4 +140,9 @@ fn what_is_wrong_at_the_source_is_neither_served_nor_stored() {
     let path = object_path(plain).display().to_string();
     assert_eq!(run(command.arg(format!("{}/{path}", server.repository(NAME)))).ok(), "404");
     assert_eq!(source.requests().len(), 0);
+    // A manifest that is signed by somebody else.
+    let stranger = Site::with_repository(&[]);
+    fs::write(original.storage().join(".cvmfspublished"), stranger.manifest()).expect("the test can go on");
+    assert_eq!(status(".cvmfspublished"), "404");
+    assert_eq!(status(".cvmfs_status.json"), "200");
 }
