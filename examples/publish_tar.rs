@@ -26,16 +26,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut options = cvmfs_ingest::Options::new(&publisher.config, "tools/1.0".parse()?, now)?;
     options.source.catalog = true;
     options.publication.commit.tag = Some("v1.0".parse()?);
-    let input = Input { name: "tools.tar".into(), reader: Box::new(Cursor::new(tarball()?)) };
+    let input = Input::stream("tools.tar", Cursor::new(tarball()?));
     let outcome = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
-    let commit = outcome.commit.ok_or("the changes did not go to a transaction")?;
+    let commit = outcome.finished.revision().ok_or("the changes did not go to a transaction")?;
     println!("revision {} has {} more entries", commit.revision, commit.entries.added);
     assert_eq!(commit.entries.added, 6);
 
     // The same again: the tree is as it should be, so there is no new revision.
-    let input = Input { name: "tools.tar".into(), reader: Box::new(Cursor::new(tarball()?)) };
+    let input = Input::stream("tools.tar", Cursor::new(tarball()?));
     let again = cvmfs_ingest::ingest(&publisher, vec![input], &options, &Silent, &Cancel::new())?;
-    assert!(again.commit.is_some_and(|commit| !commit.changed));
+    assert!(again.finished.revision().is_some_and(|commit| !commit.changed));
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! An ingest that is killed leaves the old revision or the new one, complete; running it again completes it.
+//! An ingest that is killed leaves the old revision or the new one, complete; running it again completes it. Other
+//! commands: see `interrupted_commands.rs`.
 
 mod support;
 
@@ -14,8 +15,6 @@ use support::{Listing, Site, make_tree, pack, run, source_listing};
 
 /// Kills at so many moments.
 const KILLS: u32 = 20;
-/// The same for each change of the history, which takes a tenth of a second.
-const HISTORY_KILLS: u32 = 8;
 
 const SIGKILL: i32 = 9;
 
@@ -84,64 +83,6 @@ fn a_killed_ingest_leaves_the_old_or_the_new_revision() {
     // Working files of the killed are no obstacle, and do not pile up in the storage.
     let leftovers = fs::read_dir(site.storage().join("data/txn")).expect("txn").count();
     assert!(leftovers <= usize::try_from(killed).expect("small") * 16, "{leftovers} temporary files");
-}
-
-#[test]
-fn a_killed_change_of_the_history_leaves_the_old_or_the_new_one() {
-    let site = Site::with_repository(&["--gc", "--no-autotags"]);
-    make_tree("many", &site.path("source"), &["50"]);
-    pack(&site.path("source"), &site.path("many.tar"), &["."]);
-    for tag in ["v1", "v2", "v3"] {
-        site.ingest_tar("many.tar", &["--base-dir", tag, "--tag", tag]);
-    }
-    let listings = ["v1", "v3"].map(|tag| site.list(&["--no-data", "--tag", tag]));
-    copy(&site.root(), &site.path("snapshot"));
-    let names = || -> BTreeSet<String> {
-        let tags = site.publish(&["tag", "--json"]).json();
-        tags.as_array().expect("tags").iter().filter_map(|tag| tag["name"].as_str().map(str::to_owned)).collect()
-    };
-    for (arguments, new_tags, new_tree) in [
-        (&["tag", "add", "new", "v1"][..], &["new", "trunk", "trunk-previous", "v1", "v2", "v3"][..], &listings[1]),
-        (&["tag", "remove", "v1", "v2"], &["trunk", "trunk-previous", "v3"], &listings[1]),
-        (&["rollback", "v1"], &["trunk", "v1"], &listings[0]),
-    ] {
-        let restore = || {
-            fs::remove_dir_all(site.root()).expect("remove");
-            copy(&site.path("snapshot"), &site.root());
-        };
-        restore();
-        let old_tags = names();
-        let new_tags: BTreeSet<String> = new_tags.iter().map(|&name| name.to_owned()).collect();
-        let start = Instant::now();
-        site.publish(arguments).ok();
-        let duration = start.elapsed();
-        assert_eq!(names(), new_tags);
-        let mut killed = 0;
-        for number in 0..HISTORY_KILLS {
-            restore();
-            let mut command = site.command("cvmfs-publish");
-            let mut child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
-            thread::sleep(duration.mul_f64(f64::from(number) / f64::from(HISTORY_KILLS - 1)));
-            child.kill().expect("kill");
-            let status = child.wait().expect("end");
-            assert!(status.signal() == Some(SIGKILL) || status.success(), "{status}");
-            killed += u32::from(status.signal() == Some(SIGKILL));
-
-            // The reflog is written before the manifest that tells its checksum.
-            site.check(&["--no-data", "--stale-y"]);
-            let reached = names();
-            let is_new = reached == new_tags;
-            assert!(is_new || reached == old_tags, "{reached:?}");
-            site.list(&["--no-data"]).assert_is(if is_new { new_tree } else { &listings[1] });
-            // The next one finds no obstacle.
-            if !is_new {
-                site.publish(arguments).ok();
-                assert_eq!(names(), new_tags);
-            }
-            site.check(&["--no-data"]);
-        }
-        assert!(killed >= HISTORY_KILLS / 4, "{arguments:?}: only {killed} were killed in time");
-    }
 }
 
 #[track_caller]

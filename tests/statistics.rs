@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
@@ -26,6 +27,21 @@ fn publish(site: &Site, command: &str) -> String {
     rows(site).pop().expect("a row")
 }
 
+/// Sizes of all objects, by name.
+fn sizes(site: &Site) -> BTreeMap<String, u64> {
+    let size = |name: String| {
+        let file = site.storage().join("data").join(&name[..2]).join(&name[2..]);
+        (name, fs::metadata(file).expect("object").len())
+    };
+    site.objects().into_iter().map(size).collect()
+}
+
+/// Numbers of objects stored, objects that were there, and catalogs; bytes of objects and of catalogs.
+fn stored(row: &str) -> [u64; 5] {
+    let fields: Vec<&str> = row.split('|').collect();
+    [4, 5, 6, 15, 16].map(|field| fields[field].parse().expect("a number"))
+}
+
 /// Without objects and catalogs, whose number and size are not ours to predict.
 fn counts(row: &str) -> String {
     let fields: Vec<&str> = row.split('|').collect();
@@ -41,13 +57,25 @@ fn each_publication_has_a_row_with_what_came_changed_and_went() {
         "mkdir -p d/e n; printf 12345 >d/a; printf 1234567 >d/b; ln -s a d/l; >n/.cvmfscatalog; printf 1 >n/f",
     );
     assert_eq!(counts(&row), "2 4 0 0 4 0 0 1 0 0 13 0");
+    let before = sizes(&site);
+    // Of another time and another name, so that the row is for these.
+    let copy = publish(&site, "cp d/a d/again; printf 'new content' >n/new");
+    let new: Vec<(String, u64)> = sizes(&site).into_iter().filter(|(name, _)| !before.contains_key(name)).collect();
+    let bytes = |suffix: Option<char>| -> Vec<u64> {
+        let is_wanted = |name: &str| name.chars().last().filter(char::is_ascii_uppercase) == suffix;
+        new.iter().filter(|(name, _)| is_wanted(name)).map(|(_, size)| *size).collect()
+    };
+    let (files, catalogs) = (bytes(None), bytes(Some('C')));
+    assert_eq!((files.len(), catalogs.len()), (1, 2));
+    assert_eq!(stored(&copy), [1, 1, 2, files[0], catalogs.iter().sum()]);
+    publish(&site, "rm d/again n/new");
     let row = publish(
         &site,
         "printf 123 >d/a; touch -d 2001-01-01 d/e; rm d/l; ln -s b d/l; rm d/b; mkdir d/b; chmod 600 n/f",
     );
     // `d` and `n` themselves have a new time or not, as the file system has it.
     let fields: Vec<String> = counts(&row).split(' ').map(str::to_owned).collect();
-    assert_eq!(fields[..6], ["3", "0", "1", "2", "1", "0"]);
+    assert_eq!(fields[..6], ["5", "0", "1", "2", "1", "0"]);
     assert_eq!(fields[7..], ["0", "0", "1", "4", "13"].map(str::to_owned)[..], "{row}");
     let row = publish(&site, "rm -r n d/b");
     let fields: Vec<String> = counts(&row).split(' ').map(str::to_owned).collect();

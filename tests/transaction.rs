@@ -169,6 +169,7 @@ fn without_a_transaction_each_command_is_a_revision() {
         (&["mv", "/a", "/a/b"], "in /a itself"),
         (&["mv", "/none", "/c"], "nothing"),
         (&["cp", "/a", "/x/y"], "no directory"),
+        (&["cp", "/a", "/a"], "something already"),
         (&["ln", "/none", "/c"], "does not exist"),
         (&["ln", "/a", "/c"], "directory"),
         (&["chmod", "644", "/none"], "nothing"),
@@ -268,14 +269,46 @@ fn hooks_run_around_what_they_are_for() {
     site.publish(&["transaction"]).ok();
     site.publish(&["publish"]).ok();
     site.publish(&["mkdir", "/b"]).ok();
-    let said = fs::read_to_string(&log).expect("log").replace(&format!(" {}", support::NAME), "");
+    let said = || fs::read_to_string(&log).expect("log").replace(&format!(" {}", support::NAME), "");
+    let words = |said: &str| said.split_whitespace().collect::<Vec<_>>().join(" ");
     let expected = "transaction_before transaction_after abort_before abort_after transaction_before transaction_after \
                     publish_before publish_after publish_before publish_after";
-    assert_eq!(said.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+    assert_eq!(words(&said()), expected);
+
+    // Directories and tarballs are published like anything else; what makes no revision is not publishing.
+    let before = said();
+    pack(&site.path("source"), &site.path("more.tar"), &["."]);
+    let source = site.path("source");
+    let from = ["publish", "--from", source.to_str().expect("UTF-8"), "--base-dir", "from"];
+    site.publish(&from).ok();
+    site.publish(&[&from[..], &["--dry-run", "--checksum"]].concat()).ok();
+    site.ingest_tar("more.tar", &["--base-dir", "tar"]);
+    site.publish(&["transaction"]).ok();
+    site.ingest_tar("more.tar", &["--base-dir", "again", "--transaction"]);
+    site.publish(&["mkdir", "/c"]).ok();
+    site.publish(&["abort"]).ok();
+    let expected = "publish_before publish_after publish_before publish_after transaction_before transaction_after \
+                    abort_before abort_after";
+    assert_eq!(words(&said()[before.len()..]), expected);
+
+    // Programs are told the revision: the newest one before, the one that was made after.
+    let programs = site.server_conf().with_file_name("hooks");
+    fs::create_dir(&programs).expect("hooks");
+    for when in ["before", "after"] {
+        let program = programs.join(format!("publish-{when}"));
+        fs::write(&program, format!("#!/bin/sh\necho $1 $2 >{}\n", site.path(when).display())).expect("hook");
+        run(Command::new("chmod").arg("755").arg(&program)).ok();
+    }
+    let newest = revision(&site);
+    site.publish(&["mkdir", "/d"]).ok();
+    for (when, revision) in [("before", newest), ("after", newest + 1)] {
+        let told = fs::read_to_string(site.path(when)).expect("the hook ran");
+        assert_eq!(told, format!("{} {revision}\n", support::NAME));
+    }
 
     fs::write(site.root().join("etc/cvmfs/cvmfs_server_hooks.sh"), "publish_before_hook() { false; }").expect("hooks");
     let manifest = site.manifest();
-    assert!(site.publish(&["mkdir", "/c"]).fails(1).contains("publish_before_hook"));
+    assert!(site.publish(&["mkdir", "/e"]).fails(1).contains("publish_before_hook"));
     assert!(site.manifest() == manifest);
 }
 

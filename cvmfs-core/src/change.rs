@@ -182,6 +182,12 @@ pub trait ChangeSource {
         None
     }
 
+    /// The same changes from the beginning, to look at them before any content is read; only asked before the first
+    /// [`next`](Self::next). `None` if the source can be read only once.
+    fn preview(&self) -> Result<Option<Box<dyn ChangeSource>>> {
+        Ok(None)
+    }
+
     /// Reads content of the last returned [`Content::Read`]; 0 bytes at its end.
     ///
     /// A source that runs dry early fails; it never gives fewer bytes than announced. An error that carries a

@@ -21,7 +21,7 @@ use crate::history::TagName;
 use crate::hooks::{Hooks, Operation};
 use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Silent, Unit};
-use crate::publication::{Destination, Options, Outcome};
+use crate::publication::{Destination, Finished, Options, Outcome};
 use crate::server::ServerRoot;
 
 /// Section of `--help` that every binary ends with.
@@ -131,23 +131,22 @@ impl PublicationArgs {
         now: UnixSeconds,
         publish: impl FnOnce(&Publisher, &dyn Progress, &Cancel) -> Result<Outcome>,
     ) -> Result<()> {
-        let hooks = Hooks::new(&global.server_root()?, &publisher.config.name);
-        let is_revision = !self.dry_run && !self.transaction;
-        if is_revision {
-            hooks.before(Operation::Publish, publisher.head(now)?.manifest().revision)?;
+        let cancel = cancel_on_signals()?;
+        if self.dry_run {
+            let rehearsal = publisher.rehearsal(now)?;
+            let outcome = publish(&rehearsal, &*global.progress(), &cancel)?;
+            global.warn(&outcome.warnings);
+            return global.print_rehearsal(&rehearsal, now, &outcome);
         }
-        let rehearsal = self.dry_run.then(|| publisher.rehearsal(now)).transpose()?;
-        let progress = global.progress();
-        let outcome = publish(rehearsal.as_deref().unwrap_or(publisher), &*progress, &cancel_on_signals()?)?;
-        drop(progress);
+        let before = (!self.transaction).then(|| publisher.head(now)).transpose()?;
+        let before = before.map(|head| head.manifest().revision);
+        let outcome = global.publish(publisher, before, |progress| {
+            let outcome = publish(publisher, progress, &cancel)?;
+            let revision = outcome.finished.revision().map(|commit| commit.revision);
+            Ok((outcome, revision))
+        })?;
         global.warn(&outcome.warnings);
-        if let Some(commit) = outcome.commit.as_ref().filter(|_| is_revision) {
-            global.warn(&hooks.after(Operation::Publish, commit.revision));
-        }
-        match &rehearsal {
-            Some(rehearsal) => global.print_rehearsal(rehearsal, now, &outcome),
-            None => global.print(&outcome, &summary(&outcome)),
-        }
+        global.print(&outcome, &summary(&outcome))
     }
 }
 
@@ -173,6 +172,25 @@ impl GlobalArgs {
                 last: Instant::now(),
             })))
         }
+    }
+
+    /// Publishes, with progress, and with the hooks of that around it if there is a revision `before` that a new one
+    /// may follow. The work returns, beside its result, the revision that it made.
+    pub fn publish<T>(
+        &self,
+        publisher: &Publisher,
+        before: Option<u64>,
+        work: impl FnOnce(&dyn Progress) -> Result<(T, Option<u64>)>,
+    ) -> Result<T> {
+        let hooks = Hooks::new(&self.server_root()?, &publisher.config.name);
+        if let Some(before) = before {
+            hooks.before(Operation::Publish, before)?;
+        }
+        let (result, revision) = work(&*self.progress())?;
+        if let Some(revision) = revision {
+            self.warn(&hooks.after(Operation::Publish, revision));
+        }
+        Ok(result)
     }
 
     /// Prints a result: `text` for people, or the value as JSON.
@@ -363,7 +381,7 @@ pub fn human_bytes(bytes: u64) -> String {
 
 /// A publication for people.
 fn summary(outcome: &Outcome) -> String {
-    let Outcome { commit, content, seconds, megabytes_per_second, .. } = outcome;
+    let Outcome { finished, content, seconds, megabytes_per_second, .. } = outcome;
     let read = format!(
         "{} files, {} directories, {} symlinks, {} hard links, {} special files; {} read at {megabytes_per_second:.0} MB/s\n\
          {} objects stored ({}), {} were there\n",
@@ -377,12 +395,13 @@ fn summary(outcome: &Outcome) -> String {
         human_bytes(content.bytes_stored),
         content.objects_reused,
     );
-    let result = commit.as_ref().map_or_else(|| ADDED.into(), revision_summary);
-    format!("{read}{result}; {:.1} s\n", seconds.total)
+    format!("{read}{}; {:.1} s\n", finished_summary(finished), seconds.total)
 }
 
-/// What there is to say when changes went to the open transaction.
-pub const ADDED: &str = "added to the open transaction";
+/// What became of changes, for people, without line end.
+pub fn finished_summary(finished: &Finished) -> String {
+    finished.revision().map_or_else(|| "added to the open transaction".into(), revision_summary)
+}
 
 /// A commit for people, without line end.
 pub fn revision_summary(commit: &commit::Outcome) -> String {

@@ -244,7 +244,8 @@ impl Compressor {
 /// The first `size` bytes of a buffer that only ever grows.
 fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
     if buffer.len() < size {
-        buffer.resize(size, 0);
+        // Not resized: new zeros come from the system when they are touched, and most never are.
+        *buffer = vec![0; size];
     }
     &mut buffer[..size]
 }

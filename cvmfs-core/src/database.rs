@@ -21,7 +21,7 @@ use crate::storage::ReadStore;
 const PAGE_SIZE: u32 = 1024;
 
 /// KiB of pages that one connection may hold in memory.
-const CACHE_KIB: i64 = 8 * 1024;
+const CACHE_KIB: i64 = 32 * 1024;
 
 /// Bytes to be stored as SQLite text, valid UTF-8 or not: names and link targets are byte strings.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +69,15 @@ impl Database {
     /// Fetches a zlib-compressed database object into a scratch file that may be changed.
     pub(crate) fn fetch(store: &dyn ReadStore, id: &ObjectId, scratch: &Path) -> Result<Self> {
         let database = Self::open_scratch(fetch_file(store, id, scratch, u64::MAX)?, describe(store, id))?;
+        database.batch("BEGIN;")?;
+        Ok(database)
+    }
+
+    /// Copies a database that is only read into a scratch file that may be changed.
+    pub(crate) fn copy(&self, scratch: &Path) -> Result<Self> {
+        let path = tempfile::Builder::new().prefix("cvmfs-db-").tempfile_in(scratch).at(scratch)?.into_temp_path();
+        fs::copy(self.path(), &path).at(&path)?;
+        let database = Self::open_scratch(path, self.what.clone())?;
         database.batch("BEGIN;")?;
         Ok(database)
     }

@@ -312,8 +312,15 @@ impl FromStr for ObjectId {
 
 /// Writes bytes as lower-case hex.
 pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
-    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
-    bytes.iter().try_for_each(|byte| f.write_char(digit(byte >> 4)).and_then(|()| f.write_char(digit(byte & 15))))
+    let digit = |value: u8| b"0123456789abcdef"[usize::from(value)];
+    for part in bytes.chunks(DIGEST_SIZE) {
+        let mut text = [0; 2 * DIGEST_SIZE];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(part) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        f.write_str(std::str::from_utf8(&text[..2 * part.len()]).map_err(|_| fmt::Error)?)?;
+    }
+    Ok(())
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {

@@ -21,7 +21,7 @@ use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
 /// Version of the file; a file of another version is replaced.
 const VERSION: i64 = 2;
 /// New pieces that are kept in memory before they are written.
-const BATCH: usize = 256;
+const BATCH: usize = 4096;
 /// Plain bytes of new pieces after which they are written.
 const BATCH_BYTES: u64 = 16 << 20;
 /// Look-ups in one transaction: to begin one takes longer than to look, but meanwhile the log of other writers grows.
@@ -104,6 +104,17 @@ impl State {
         Ok(())
     }
 
+    fn find(&mut self, key: &PieceKey, kind: ObjectKind, algorithm: Algorithm) -> Option<KnownObject> {
+        if let Some(object) = self.fresh.get(key) {
+            return Some(*object);
+        }
+        // A cache that cannot be read knows nothing.
+        let (digest, size, plain) = self.look_up(key).ok().flatten()?;
+        let id = ObjectId::new(ContentHash::new(algorithm, digest), kind);
+        let compression = if plain { Compression::None } else { Compression::Zlib };
+        Some(KnownObject { id, stored_size: size.cast_unsigned(), compression })
+    }
+
     fn look_up(&mut self, key: &PieceKey) -> rusqlite::Result<Option<([u8; DIGEST_SIZE], i64, bool)>> {
         if self.lookups_left == 0 {
             self.connection.prepare_cached("BEGIN")?.execute([])?;
@@ -141,15 +152,13 @@ impl KnownContent {
 
     /// What a piece became, if that is known. Whether the object is still there is the caller's to check.
     pub fn find(&self, key: &PieceKey, kind: ObjectKind, algorithm: Algorithm) -> Option<KnownObject> {
+        self.state().find(key, kind, algorithm)
+    }
+
+    /// The same for several pieces at once.
+    pub fn find_all(&self, pieces: &[(PieceKey, ObjectKind)], algorithm: Algorithm) -> Vec<Option<KnownObject>> {
         let mut state = self.state();
-        if let Some(object) = state.fresh.get(key) {
-            return Some(*object);
-        }
-        // A cache that cannot be read knows nothing.
-        let (digest, size, plain) = state.look_up(key).ok().flatten()?;
-        let id = ObjectId::new(ContentHash::new(algorithm, digest), kind);
-        let compression = if plain { Compression::None } else { Compression::Zlib };
-        Some(KnownObject { id, stored_size: size.cast_unsigned(), compression })
+        pieces.iter().map(|(key, kind)| state.find(key, *kind, algorithm)).collect()
     }
 
     /// Remembers what a piece of so many plain bytes became.
@@ -193,7 +202,7 @@ impl KnownContent {
             // Another process is writing: they stay in memory until next time, unless they get too many.
             Err(error) => {
                 tracing::debug!(path = %self.path.display(), %error, "cannot write the known-content index");
-                if state.fresh.len() > 100 * BATCH {
+                if state.fresh.len() > 10 * BATCH {
                     state.fresh.clear();
                 }
             }

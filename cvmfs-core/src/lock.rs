@@ -14,8 +14,38 @@ use rustix::io::Errno;
 use crate::error::{Error, IoContext as _, Result};
 use crate::progress::Cancel;
 
-/// How often a taken lock is tried again.
-pub(crate) const POLL: Duration = Duration::from_millis(20);
+/// How often what others hold is tried again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Tries again and again until something is there; `None` if that takes longer than `patience`.
+///
+/// # Errors
+/// Those of trying; `Cancelled` if somebody asks to stop.
+pub(crate) fn wait_for<T>(
+    patience: Duration,
+    cancel: &Cancel,
+    mut attempt: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let started = Instant::now();
+    loop {
+        cancel.check()?;
+        let found = attempt()?;
+        if found.is_some() || started.elapsed() >= patience {
+            return Ok(found);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Locks a file, which is made if it does not exist; `None` if somebody else holds it. Dropping the file gives it back.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(path)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(Error::io(path, error.into())),
+    }
+}
 
 /// The exclusive right that a lock file stands for; given back when dropped.
 #[derive(Debug)]
@@ -28,19 +58,14 @@ pub struct FileLock {
 impl FileLock {
     /// Takes the lock, waiting at most `patience`; `None` if another process keeps it for longer.
     pub fn acquire(path: &Path, patience: Duration, cancel: &Cancel) -> Result<Option<Self>> {
-        let started = Instant::now();
-        loop {
-            cancel.check()?;
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(path)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // The holder before us may have unlinked the file that we just locked.
-                Ok(()) if is_same_file(&file, path)? => return Ok(Some(Self { _file: file, path: path.to_owned() })),
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) if started.elapsed() < patience => thread::sleep(POLL),
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(Error::io(path, error.into())),
-            }
-        }
+        let file = wait_for(patience, cancel, || {
+            // The holder before us may have unlinked the file that we just locked.
+            Ok(match try_lock(path)? {
+                Some(file) if is_same_file(&file, path)? => Some(file),
+                _ => None,
+            })
+        })?;
+        Ok(file.map(|file| Self { _file: file, path: path.to_owned() }))
     }
 }
 

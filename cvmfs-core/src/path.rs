@@ -104,6 +104,15 @@ impl RepoPath {
         self.components().next() == Some(GENERATED)
     }
 
+    /// Whether this path is an entry of a directory.
+    pub fn is_in(&self, directory: &Self) -> bool {
+        let name = match directory.0.len() {
+            0 => Some(&self.0[..]),
+            _ => self.0.strip_prefix(&directory.0[..]).and_then(|rest| rest.strip_prefix(b"/")),
+        };
+        name.is_some_and(|name| !name.is_empty() && !name.contains(&b'/'))
+    }
+
     /// Whether this path is `ancestor` or lies below it.
     pub fn starts_with(&self, ancestor: &Self) -> bool {
         ancestor.is_root()

@@ -328,7 +328,8 @@ impl RepositoryConfig {
             max_weight: weight("CVMFS_AUTOCATALOGS_MAX_WEIGHT", AutomaticNesting::default().max_weight)?,
         };
         let limit = |key, unit: u64, otherwise| {
-            Ok::<_, Error>(variables.parse::<u64>(key)?.map_or(otherwise, |limit| limit * unit))
+            let limit = variables.parse::<u64>(key)?.map(|limit| if limit == 0 { u64::MAX } else { limit * unit });
+            Ok::<_, Error>(limit.unwrap_or(otherwise))
         };
         let nesting = NestingConfig {
             automatic: variables.flag("CVMFS_AUTOCATALOGS", false).then_some(automatic),

@@ -1,6 +1,6 @@
 //! Arguments, conversion to library options, call, print.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = global.server_root()?;
     let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
     let options = options(arguments, &publisher)?;
-    let inputs = arguments.tar.iter().map(open).collect::<Result<_>>()?;
+    let inputs = arguments.tar.iter().map(|path| open(path)).collect::<Result<_>>()?;
     let now = options.publication.commit.now;
     arguments.publication.run(global, &publisher, now, |publisher, progress, cancel| {
         ingest(publisher, inputs, &options, progress, cancel)
@@ -111,13 +111,6 @@ fn read_map(file: &Path) -> Result<IdMap> {
     text.parse().map_err(|error: Error| Error::invalid(file.display().to_string(), error.to_string()))
 }
 
-fn open(path: &PathBuf) -> Result<Input> {
-    if path.as_os_str() == "-" {
-        return Ok(Input { name: "standard input".into(), reader: Box::new(io::stdin()) });
-    }
-    let file = File::open(path).at(path)?;
-    if file.metadata().at(path)?.is_dir() {
-        return Err(Error::invalid(path.display().to_string(), "it is a directory, not a tarball"));
-    }
-    Ok(Input { name: path.display().to_string(), reader: Box::new(file) })
+fn open(path: &Path) -> Result<Input> {
+    if path.as_os_str() == "-" { Ok(Input::stream("standard input", io::stdin())) } else { Input::file(path) }
 }

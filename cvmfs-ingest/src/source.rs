@@ -4,14 +4,16 @@
 //! layer, whose whiteouts hide what is below it.
 
 use std::collections::{HashSet, VecDeque};
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cvmfs_core::catalog::MARKER;
 use cvmfs_core::change::{Change, ChangeSource, Content, Metadata, Origin};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::entry::{Mtime, Special, device_number};
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::idmap::IdMap;
 use cvmfs_core::path::{PathHash, RepoPath, display};
 use cvmfs_core::xattr::Xattrs;
@@ -29,6 +31,29 @@ pub struct Input {
     pub name: String,
     /// Its bytes.
     pub reader: Box<dyn Read + Send>,
+    /// The file that can be opened once more to get the same bytes, if there is one.
+    pub file: Option<PathBuf>,
+}
+
+impl Input {
+    /// A tarball that can be read only once.
+    pub fn stream(name: impl Into<String>, reader: impl Read + Send + 'static) -> Self {
+        Self { name: name.into(), reader: Box::new(reader), file: None }
+    }
+
+    /// A tarball in a file.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is a directory.
+    pub fn file(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).at(path)?;
+        let kind = file.metadata().at(path)?.file_type();
+        if kind.is_dir() {
+            return Err(Error::invalid(name, "it is a directory, not a tarball"));
+        }
+        Ok(Self { file: kind.is_file().then(|| path.to_owned()), ..Self::stream(name, file) })
+    }
 }
 
 impl std::fmt::Debug for Input {
@@ -84,6 +109,8 @@ pub struct TarSource {
     /// they come up.
     directories: HashSet<PathHash>,
     files: HashSet<PathHash>,
+    /// One of the directories: the next path is most often in the same one.
+    last: RepoPath,
     warnings: Vec<String>,
 }
 
@@ -119,6 +146,7 @@ impl TarSource {
             current: None,
             directories: HashSet::from([RepoPath::root().path_hash()]),
             files: HashSet::new(),
+            last: RepoPath::root(),
             warnings: Vec::new(),
             options,
         };
@@ -133,7 +161,7 @@ impl TarSource {
 
     /// Opens the next archive; `false` after the last.
     fn open_next(&mut self) -> Result<bool> {
-        let Some(Input { name, reader }) = self.inputs.pop_front() else { return Ok(false) };
+        let Some(Input { name, reader, .. }) = self.inputs.pop_front() else { return Ok(false) };
         let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, &error))?;
         let archive = Archive::with_limit(reader, self.options.size_limit);
         self.current = Some(Current { name: name.into(), archive, offset: 0 });
@@ -208,6 +236,7 @@ impl TarSource {
     fn forget_places(&mut self) {
         self.directories = HashSet::from([RepoPath::root().path_hash()]);
         self.files.clear();
+        self.last = RepoPath::root();
     }
 
     fn is_whiteout(&self, path: &RepoPath) -> bool {
@@ -260,7 +289,7 @@ impl TarSource {
             }
         }
         // The parent was checked with the entry before if it is known to be a directory.
-        if self.directories.contains(&parent.path_hash()) {
+        if path.is_in(&self.last) || self.directories.contains(&parent.path_hash()) {
             return Ok(());
         }
         let in_the_way = path.ancestors().into_iter().find(|ancestor| self.files.contains(&ancestor.path_hash()));
@@ -290,12 +319,16 @@ impl TarSource {
 
     /// Queues what makes sure that all directories above `path` exist.
     fn ensure_ancestors(&mut self, path: &RepoPath) {
+        if path.is_in(&self.last) {
+            return;
+        }
         let parent = path.parent().unwrap_or_default();
         if !self.directories.contains(&parent.path_hash()) {
             for ancestor in path.ancestors() {
                 self.ensure(ancestor);
             }
         }
+        self.last = parent;
     }
 
     fn ensure(&mut self, path: RepoPath) {
@@ -346,6 +379,13 @@ impl ChangeSource for TarSource {
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, in_archive(name, &error))),
             None => Ok(0),
         }
+    }
+
+    fn preview(&self) -> Result<Option<Box<dyn ChangeSource>>> {
+        let again: Option<Vec<&Path>> = self.inputs.iter().map(|input| input.file.as_deref()).collect();
+        let Some(again) = again else { return Ok(None) };
+        let inputs = again.into_iter().map(Input::file).collect::<Result<_>>()?;
+        Ok(Some(Box::new(Self::new(inputs, self.options.clone())?)))
     }
 
     fn take_warnings(&mut self) -> Vec<String> {

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use cvmfs_core::catalog::Row;
 use cvmfs_core::change::{Change, Content, Metadata};
-use cvmfs_core::commit::{self, About, Publisher};
+use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::diff::{self, Side};
 use cvmfs_core::entry::Mtime;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::{Cancel, Progress};
-use cvmfs_core::publication::{Destination, Draft};
+use cvmfs_core::publication::{Destination, Draft, Finished};
 use cvmfs_core::repository::Selector;
 use cvmfs_core::tree::Tree;
 use cvmfs_core::xattr::Xattrs;
@@ -95,17 +95,6 @@ pub enum Edit {
     },
 }
 
-/// What became of edits.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Outcome {
-    /// The revision; `None` if the changes went to the open transaction.
-    #[serde(flatten)]
-    pub commit: Option<commit::Outcome>,
-    /// The transaction that they went to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub transaction: Option<About>,
-}
-
 /// Makes edits, all or none: in the open transaction if there is one, as a revision of their own otherwise.
 ///
 /// New directories and links belong to `owner`, a user and a group.
@@ -119,7 +108,7 @@ pub fn apply(
     options: &commit::Options,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<Outcome> {
+) -> Result<Finished> {
     let destination = match publisher.transaction()? {
         Some(_) => Destination::Transaction,
         None => Destination::Revision,
@@ -131,8 +120,7 @@ pub fn apply(
         let changes = draft.changes();
         editor.make(edit, &mut |change| changes.record(change))?;
     }
-    let (commit, transaction) = draft.finish(options, progress, cancel)?;
-    Ok(Outcome { commit, transaction })
+    draft.finish(options, progress, cancel)
 }
 
 type Record<'a> = &'a mut dyn FnMut(Change) -> Result<()>;

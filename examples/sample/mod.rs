@@ -25,7 +25,7 @@ pub(crate) fn publish(directory: &Path) -> Result<(ServerRoot, RepositoryName, U
     header.set_size(6);
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_data(&mut header, "hello", &b"hello\n"[..])?;
-    let input = Input { name: "hello.tar".into(), reader: Box::new(Cursor::new(tar.into_inner()?)) };
+    let input = Input::stream("hello.tar", Cursor::new(tar.into_inner()?));
 
     let publisher = Publisher::open(&root, &name)?;
     let options = cvmfs_ingest::Options::new(&publisher.config, "tools".parse()?, now)?;

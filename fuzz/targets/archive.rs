@@ -100,7 +100,7 @@ fn check_changes(data: &[u8], whiteouts: bool) {
         mtime_nanoseconds: true,
         now: UnixSeconds(0),
     };
-    let input = Input { name: "fuzz.tar".into(), reader: Box::new(Cursor::new(data.to_vec())) };
+    let input = Input::stream("fuzz.tar", Cursor::new(data.to_vec()));
     let mut source = TarSource::new(vec![input], options).expect("good options");
     // Whether a path is a directory.
     let mut tree = HashMap::from([(RepoPath::root(), true)]);

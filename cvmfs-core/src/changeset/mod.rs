@@ -2,11 +2,12 @@
 //!
 //! Each path has one row that says what becomes of it; later changes overwrite earlier ones as they come in. Rows are
 //! kept in tree order (a directory before its content, the content before the next sibling), which is the order in
-//! which [`crate::commit`] applies them. A change set survives the death of the process that makes it, can be
+//! which [`crate::commit`] applies them. A change set that was closed survives the process that made it, can be
 //! inspected, and can be put together from several sources.
 
 mod row;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use row::{encode_chunks, key, path_of, read_entry, subtree};
 
-/// Changes in one SQLite transaction: what a crash can lose.
+/// Changes in one SQLite transaction: the rows that are written to disk together.
 const BATCH: u32 = 10_000;
 
 /// `key` is the path with NUL for slash, so that byte order is tree order.
@@ -34,6 +35,23 @@ CREATE TABLE changes (key BLOB PRIMARY KEY, op INTEGER, cleared INTEGER, inode I
 CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE catalogs (key BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
+
+macro_rules! insert {
+    ($on_conflict:literal) => {
+        concat!(
+            "INSERT OR ",
+            $on_conflict,
+            " INTO changes (key, op, cleared, inode, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, xattr, ",
+            "chunks, source, offset) ",
+            "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
+        )
+    };
+}
+
+/// Adds a row at a path that has none; leaves one that is there.
+const INSERT_NEW: &str = insert!("IGNORE");
+/// Puts a row, whatever is there.
+const INSERT_OR_REPLACE: &str = insert!("REPLACE");
 
 /// Keys of the properties that count what was stored, in the order of [`Stored`].
 const STORED: [&str; 3] = ["objects_new", "objects_reused", "bytes_stored"];
@@ -105,6 +123,17 @@ pub struct ChangeSet {
     sources: Vec<Arc<str>>,
     source: Option<usize>,
     offset: Option<u64>,
+    tally: Option<Tally>,
+    /// The directory that was found fit to have entries, and still is: the next path is most often in the same one.
+    fit: Option<RepoPath>,
+}
+
+/// Numbers of entries that directories have for sure.
+#[derive(Debug)]
+struct Tally {
+    /// Entries that the root directory may have, and any other.
+    limits: (u64, u64),
+    entries: HashMap<RepoPath, u64>,
 }
 
 impl fmt::Debug for ChangeSet {
@@ -129,11 +158,12 @@ struct Before {
 }
 
 impl ChangeSet {
-    /// Creates an empty change set in a new file; `base` is the root catalog that its maker looked at.
+    /// Creates an empty change set in a new file; `base` is the root catalog that its maker looked at. It can be opened
+    /// again once it was closed.
     pub fn create(path: &Path, base: ContentHash) -> Result<Self> {
         let set = Self::connect(path, OpenFlags::default())?;
         set.connection
-            .execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; {TABLES}"))
+            .execute_batch(&format!("PRAGMA page_size = 4096; PRAGMA journal_mode = MEMORY; {TABLES}"))
             .and_then(|()| set.connection.execute("INSERT INTO properties VALUES ('base', ?1)", [base.to_string()]))
             .and_then(|_| set.connection.execute_batch("BEGIN"))
             .in_database(&path.display())?;
@@ -144,7 +174,9 @@ impl ChangeSet {
     pub fn open(path: &Path) -> Result<Self> {
         let existing = OpenFlags::default().difference(OpenFlags::SQLITE_OPEN_CREATE);
         let mut set = Self { uncommitted: None, has_gaps: true, ..Self::connect(path, existing)? };
-        set.connection.execute_batch("PRAGMA synchronous = FULL").in_database(&path.display())?;
+        set.connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")
+            .in_database(&path.display())?;
         let largest = "SELECT coalesce(max(inode), 0) FROM changes";
         set.next_inode =
             set.connection.query_row(largest, [], |row| row.get::<_, i64>(0)).in_database(&path.display())? + 1;
@@ -156,7 +188,7 @@ impl ChangeSet {
     fn connect(path: &Path, flags: OpenFlags) -> Result<Self> {
         let connection = Connection::open_with_flags(path, flags).in_database(&path.display())?;
         connection.set_prepared_statement_cache_capacity(64);
-        // The file must survive the process, not the machine: objects are not flushed yet, either.
+        // What is not closed is lost, with the process as with the machine: objects are not flushed yet, either.
         connection
             .execute_batch("PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -8192;")
             .in_database(&path.display())?;
@@ -169,6 +201,8 @@ impl ChangeSet {
             sources: Vec::new(),
             source: None,
             offset: None,
+            tally: None,
+            fit: None,
         })
     }
 
@@ -193,6 +227,28 @@ impl ChangeSet {
             },
         };
         Ok(())
+    }
+
+    /// From now on refuses to put more entries into one directory than the catalogs of the root directory and of any
+    /// other may have. All of them are in one catalog, whatever becomes of the directory.
+    pub(crate) fn limit_directories(&mut self, root: u64, other: u64) {
+        self.tally = Some(Tally { limits: (root, other), entries: HashMap::new() });
+    }
+
+    /// Counts a path that comes to the change set.
+    fn count(&mut self, path: &RepoPath) -> Result<()> {
+        let (Some(tally), Some(parent)) = (&mut self.tally, path.parent()) else { return Ok(()) };
+        let limit = if parent.is_root() { tally.limits.0 } else { tally.limits.1 };
+        let entries = tally.entries.entry(parent).or_default();
+        *entries += 1;
+        // The directory itself is an entry of the catalog, too.
+        if *entries < limit {
+            return Ok(());
+        }
+        let variable =
+            if limit == tally.limits.0 { "CVMFS_ROOT_KCATALOG_LIMIT" } else { "CVMFS_NESTED_KCATALOG_LIMIT" };
+        let reason = format!("its directory has more entries than a catalog may have, {limit} ({variable})");
+        Err(Error::invalid(path.to_string(), reason))
     }
 
     fn origin(&self) -> Option<Origin> {
@@ -247,9 +303,13 @@ impl ChangeSet {
         // A commit to disk would end what is to be undone.
         let uncommitted = self.uncommitted.take();
         execute(self, "SAVEPOINT work")?;
+        let (sources, source, has_gaps) = (self.sources.len(), self.source, self.has_gaps);
         let result = work(self);
         execute(self, "ROLLBACK TO work; RELEASE work")?;
         self.uncommitted = uncommitted;
+        self.sources.truncate(sources);
+        self.fit = None;
+        (self.source, self.has_gaps) = (source, has_gaps);
         result
     }
 
@@ -416,6 +476,7 @@ impl ChangeSet {
                 rows.collect()
             })
             .in_database(&self.path.display())?;
+        self.fit = None;
         let mut kept: Option<Vec<u8>> = None;
         for (key, is_ours) in rows {
             let is_above_kept = kept
@@ -447,39 +508,67 @@ impl ChangeSet {
     /// Prepares a path for something that has nothing below it.
     fn make_way(&mut self, path: &RepoPath) -> Result<()> {
         self.check_ancestors(path)?;
+        self.fit = None;
         self.delete_below(path)?;
         self.execute("DELETE FROM catalogs WHERE key = ?1", [key(path)])
     }
 
     /// Nothing can be below what the change set puts as a file.
     fn check_ancestors(&mut self, path: &RepoPath) -> Result<()> {
+        if self.fit.as_ref().is_some_and(|fit| path.is_in(fit)) {
+            return Ok(());
+        }
         let Some(parent) = path.parent() else { return Ok(()) };
         match self.before(&parent)? {
             Some(Before { op: op::PUT | op::LINK, is_directory: false, .. }) => {
-                Err(Error::invalid(path.to_string(), format!("{parent} is not a directory")))
+                return Err(Error::invalid(path.to_string(), format!("{parent} is not a directory")));
             }
-            Some(_) => Ok(()),
-            None => {
-                self.has_gaps |= !parent.is_root();
-                Ok(())
-            }
+            Some(_) => {}
+            None => self.has_gaps |= !parent.is_root(),
         }
+        self.fit = Some(parent);
+        Ok(())
     }
 
     fn delete_below(&mut self, path: &RepoPath) -> Result<()> {
+        self.fit = None;
+        // Rows that go are not told apart: what is counted from here on is less than there is.
+        if let Some(tally) = &mut self.tally {
+            tally.entries.clear();
+        }
         self.execute("DELETE FROM catalogs WHERE key > ?1 AND key < ?2", subtree(path))?;
         self.execute("DELETE FROM changes WHERE key > ?1 AND key < ?2", subtree(path))
     }
 
     fn write_entry(&mut self, path: &RepoPath, op: u8, entry: &Entry, inode: Option<i64>) -> Result<()> {
         self.check_ancestors(path)?;
+        // Most paths come once. What is put there has nothing to make way for, unless there are rows below it.
+        if (entry.is_directory() || !self.has_gaps) && self.write_row(INSERT_NEW, path, op, entry, inode, false)? {
+            return self.count(path);
+        }
         let before = self.before(path)?;
-        if (before.is_some() || self.has_gaps) && !entry.is_directory() {
+        if !entry.is_directory() {
             self.make_way(path)?;
+        }
+        if before.is_none() {
+            self.count(path)?;
         }
         // A directory over something that was to go (or over a file that took the place of a directory) starts empty.
         let cleared = entry.is_directory()
             && before.is_some_and(|before| before.cleared || before.op == op::REMOVE || !before.is_directory);
+        self.write_row(INSERT_OR_REPLACE, path, op, entry, inode, cleared).map(drop)
+    }
+
+    /// Writes a row with one of the two statements; returns whether it was written.
+    fn write_row(
+        &mut self,
+        sql: &str,
+        path: &RepoPath,
+        op: u8,
+        entry: &Entry,
+        inode: Option<i64>,
+        cleared: bool,
+    ) -> Result<bool> {
         let (target, chunks): (&[u8], Vec<u8>) = match &entry.kind {
             EntryKind::Symlink { target } => (target, Vec::new()),
             EntryKind::File(FileContent { objects: FileObjects::Chunked { chunks, .. }, .. }) => {
@@ -488,10 +577,8 @@ impl ChangeSet {
             _ => (b"", Vec::new()),
         };
         let hash = entry.hash_column();
-        self.execute(
-            "INSERT OR REPLACE INTO changes (key, op, cleared, inode, mode, uid, gid, mtime, mtimens, size, flags, hash, symlink, \
-             xattr, chunks, source, offset) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+        let written = self.change_rows(
+            sql,
             rusqlite::params![
                 key(path),
                 op,
@@ -511,7 +598,8 @@ impl ChangeSet {
                 self.source_column(),
                 self.offset_column(),
             ],
-        )
+        )?;
+        Ok(written > 0)
     }
 
     fn source_column(&self) -> Option<isize> {
@@ -523,8 +611,13 @@ impl ChangeSet {
     }
 
     fn execute(&mut self, sql: &str, parameters: impl rusqlite::Params) -> Result<()> {
+        self.change_rows(sql, parameters).map(drop)
+    }
+
+    /// Runs a statement and returns the number of rows that it changed.
+    fn change_rows(&mut self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize> {
         let run = || self.connection.prepare_cached(sql)?.execute(parameters);
-        run().in_database(&self.path.display())?;
+        let rows = run().in_database(&self.path.display())?;
         if let Some(uncommitted) = &mut self.uncommitted {
             *uncommitted += 1;
             if *uncommitted == BATCH {
@@ -532,7 +625,7 @@ impl ChangeSet {
                 self.connection.execute_batch("COMMIT; BEGIN").in_database(&self.path.display())?;
             }
         }
-        Ok(())
+        Ok(rows)
     }
 
     fn before(&self, path: &RepoPath) -> Result<Option<Before>> {
@@ -572,6 +665,11 @@ impl ChangeSet {
             rows = self.select(&format!("key > ?1 ORDER BY key LIMIT {PAGE}"), [last])?;
         }
         Ok(())
+    }
+
+    /// The rows that link to entries of the repository, in tree order.
+    pub(crate) fn links(&self) -> Result<Vec<Pending>> {
+        self.select("op = ?1 ORDER BY key", [op::LINK])
     }
 
     /// Whether nothing changes.

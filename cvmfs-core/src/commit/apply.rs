@@ -11,7 +11,7 @@ use std::path::Path;
 use super::entries::Entries;
 use super::finish::{Finisher, StoredCatalog, StoringCatalog};
 use super::totals::Totals;
-use crate::catalog::{AUTO_MARKER, Counters, Finish, MARKER, Row, WritableCatalog};
+use crate::catalog::{Counters, Finish, MARKER, Row, WritableCatalog};
 use crate::changeset::{ChangeSet, Op, Pending};
 use crate::clock::UnixSeconds;
 use crate::entry::{Entry, EntryKind, Hardlinks, Mount};
@@ -20,6 +20,7 @@ use crate::hash::{Algorithm, ContentHash};
 use crate::path::RepoPath;
 use crate::server::NestingConfig;
 use crate::storage::ReadStore;
+use crate::tree::Tree;
 
 /// What the pass needs to know and to use.
 pub(super) struct Context<'a> {
@@ -54,10 +55,11 @@ pub(super) struct Applied {
     pub(super) warnings: Vec<String>,
 }
 
-/// Applies all changes to the tree below `root`.
-pub(super) fn apply(context: Context<'_>, root: ContentHash) -> Result<Applied> {
+/// Applies all changes to a tree.
+pub(super) fn apply(context: Context<'_>, tree: &mut Tree) -> Result<Applied> {
+    let root = tree.root();
     let before = context.totals.of(context.store, root, context.scratch)?;
-    let mut catalog = WritableCatalog::fetch(context.store, root, RepoPath::root(), context.scratch)?;
+    let mut catalog = WritableCatalog::copy_of(&*tree.root_catalog()?, RepoPath::root(), context.scratch)?;
     if let Some(ttl) = context.ttl {
         catalog.set_property("TTL", &ttl)?;
     }
@@ -80,12 +82,12 @@ pub(super) fn apply(context: Context<'_>, root: ContentHash) -> Result<Applied> 
 }
 
 /// A catalog on the way down.
-struct OpenCatalog {
-    catalog: WritableCatalog,
+pub(super) struct OpenCatalog {
+    pub(super) catalog: WritableCatalog,
     /// The object that it replaces.
     base: Option<ContentHash>,
     /// New versions of catalogs right below it, on their way into the storage.
-    stored: Vec<StoringCatalog>,
+    pub(super) stored: Vec<StoringCatalog>,
 }
 
 /// A directory on the way down.
@@ -120,13 +122,13 @@ impl Frame {
     }
 }
 
-struct Pass<'a> {
-    context: Context<'a>,
+pub(super) struct Pass<'a> {
+    pub(super) context: Context<'a>,
     /// What the tree had before.
     before: Counters,
     catalogs: Vec<OpenCatalog>,
     frames: Vec<Frame>,
-    applied: Applied,
+    pub(super) applied: Applied,
 }
 
 impl Pass<'_> {
@@ -482,25 +484,11 @@ impl Pass<'_> {
     }
 
     /// Takes a nested catalog back into the innermost one.
-    fn merge(&mut self, open: OpenCatalog) -> Result<()> {
+    pub(super) fn merge(&mut self, open: OpenCatalog) -> Result<()> {
         let parent = self.catalogs.last_mut().expect("a nested catalog has a parent");
         parent.catalog.merge(open.catalog)?;
         parent.stored.extend(open.stored);
         Ok(())
-    }
-
-    /// Merges a catalog that automatic splitting had made and that has become small; gives back any other.
-    fn merge_back_if_small(&mut self, mut open: OpenCatalog) -> Result<Option<OpenCatalog>> {
-        let Some(automatic) = self.context.nesting.automatic else { return Ok(Some(open)) };
-        let mount = open.catalog.mount().clone();
-        let auto_marker = mount.child(AUTO_MARKER)?;
-        if open.catalog.count_rows()? >= automatic.min_weight || open.catalog.find(&auto_marker)?.is_none() {
-            return Ok(Some(open));
-        }
-        open.catalog.remove(&auto_marker)?;
-        open.catalog.remove(&mount.child(MARKER)?)?;
-        self.merge(open)?;
-        Ok(None)
     }
 
     /// Registers a stored catalog with the innermost open one.
@@ -510,7 +498,7 @@ impl Pass<'_> {
     }
 
     /// Balances, finishes and begins to store a catalog; `None` if nothing in or below it changed.
-    fn close_catalog(&mut self, mut open: OpenCatalog) -> Result<Option<StoringCatalog>> {
+    pub(super) fn close_catalog(&mut self, mut open: OpenCatalog) -> Result<Option<StoringCatalog>> {
         if open.catalog.is_changed() {
             self.balance(&mut open)?;
         }
@@ -553,69 +541,6 @@ impl Pass<'_> {
         self.exceeds(format!("the catalog at {mount} has {entries} entries; the limit is {limit} ({variable})"))
     }
 
-    /// Splits subtrees off a catalog that has become too large.
-    ///
-    /// The directories are visited from the leaves up. While one weighs more than half the maximum, its heaviest
-    /// sub-directory becomes a nested catalog, unless that is lighter than the minimum.
-    ///
-    /// Source: `cvmfs/catalog_balancer_impl.h`.
-    fn balance(&mut self, open: &mut OpenCatalog) -> Result<()> {
-        let Some(automatic) = self.context.nesting.automatic else { return Ok(()) };
-        if open.catalog.count_rows()? <= automatic.max_weight {
-            return Ok(());
-        }
-        let mount = open.catalog.mount().clone();
-        let mut weights: BTreeMap<RepoPath, u64> = BTreeMap::new();
-        for directory in open.catalog.directories(&mount, Mount::Plain)?.into_iter().rev() {
-            if directory.mounted {
-                weights.insert(directory.path, 1);
-                continue;
-            }
-            let mut weight = 1;
-            let mut candidates = Vec::new();
-            for (name, is_directory) in open.catalog.names(&directory.path)? {
-                let path = directory.path.child(&name)?;
-                let child = if is_directory { weights.remove(&path).unwrap_or(1) } else { 1 };
-                weight += child;
-                if child >= automatic.min_weight.max(2) {
-                    candidates.push((child, path));
-                }
-            }
-            candidates.sort();
-            while weight > automatic.max_weight / 2
-                && let Some((heaviest, path)) = candidates.pop()
-            {
-                self.split_automatically(open, &path)?;
-                weight -= heaviest - 1;
-            }
-            weights.insert(directory.path, weight);
-        }
-        Ok(())
-    }
-
-    fn split_automatically(&mut self, open: &mut OpenCatalog, path: &RepoPath) -> Result<()> {
-        let row = open.catalog.find(path)?.ok_or_else(|| Error::not_found(path.to_string()))?;
-        for name in [MARKER, AUTO_MARKER] {
-            let marker = Entry {
-                kind: self.context.empty_file.clone(),
-                permissions: 0o600,
-                mtime: crate::entry::Mtime::seconds(self.context.now.0),
-                xattrs: crate::xattr::Xattrs::new(),
-                hidden: false,
-                ..row.entry
-            };
-            let at = path.child(name)?;
-            if open.catalog.find(&at)?.is_none() {
-                self.applied.entries.add(&marker);
-                open.catalog.add(&Row::new(&at, marker))?;
-            }
-        }
-        let child = split_off(open, path, self.context.scratch)?;
-        let storing = self.close_catalog(child)?;
-        open.stored.extend(storing);
-        Ok(())
-    }
-
     /// Leaves all directories and returns what became of the tree.
     fn finish(mut self) -> Result<Applied> {
         while self.frames.len() > 1 {
@@ -638,7 +563,7 @@ impl Pass<'_> {
 }
 
 /// Splits the tree below a directory off a catalog, with the new versions of catalogs below it.
-fn split_off(open: &mut OpenCatalog, directory: &RepoPath, scratch: &Path) -> Result<OpenCatalog> {
+pub(super) fn split_off(open: &mut OpenCatalog, directory: &RepoPath, scratch: &Path) -> Result<OpenCatalog> {
     let catalog = open.catalog.split(directory, scratch)?;
     let stored = open.stored.extract_if(.., |storing| storing.path.starts_with(directory)).collect();
     Ok(OpenCatalog { catalog, base: None, stored })

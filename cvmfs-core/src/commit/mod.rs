@@ -10,6 +10,7 @@
 //! both touch the same path.
 
 mod apply;
+mod balance;
 mod entries;
 mod finish;
 mod journal;
@@ -243,7 +244,7 @@ impl Publisher {
             revision: options.revision,
             empty_file: &empty_file,
         };
-        let applied = apply::apply(context, base)?;
+        let applied = apply::apply(context, &mut tree)?;
         cancel.check()?;
 
         // 4. The revision.

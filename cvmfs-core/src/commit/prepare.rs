@@ -85,14 +85,12 @@ fn same_tree(top: &RepoPath, base: &mut Tree, head: &mut Tree) -> Result<bool> {
 pub(super) fn resolve_links(changes: &mut ChangeSet, head: &mut Tree) -> Result<()> {
     // By one name of each file, whichever of its names the links name.
     let mut links: BTreeMap<RepoPath, (Row, Vec<RepoPath>)> = BTreeMap::new();
-    changes.for_each(|Pending { path, op, origin, .. }| {
-        if let Op::LinkToExisting(target) = op {
-            let row = find_target(&path, &target, head).map_err(|error| error.from_origin(origin.as_ref()))?;
-            let first = first_name(target, &row, head)?;
-            links.entry(first).or_insert_with(|| (row, Vec::new())).1.push(path);
-        }
-        Ok(())
-    })?;
+    for Pending { path, op, origin, .. } in changes.links()? {
+        let Op::LinkToExisting(target) = op else { continue };
+        let row = find_target(&path, &target, head).map_err(|error| error.from_origin(origin.as_ref()))?;
+        let first = first_name(target, &row, head)?;
+        links.entry(first).or_insert_with(|| (row, Vec::new())).1.push(path);
+    }
     for (target, (row, paths)) in links {
         let mut names: BTreeSet<RepoPath> = paths.iter().cloned().collect();
         if let Some(directory) =

@@ -9,13 +9,11 @@
 //! An open transaction takes no lock that others want: other publishers go on, and the change set is applied to the
 //! head of the moment when it is published. What one command adds is there as a whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +21,7 @@ use super::{Options, Outcome, Publisher, Rehearsal};
 use crate::changeset::ChangeSet;
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
-use crate::lock::POLL;
+use crate::lock::{try_lock, wait_for};
 use crate::progress::{Cancel, Progress, Silent};
 use crate::unique::unique_name;
 
@@ -81,13 +79,11 @@ impl Publisher {
         patience: Duration,
         cancel: &Cancel,
     ) -> Result<About> {
-        let deadline = Instant::now() + patience;
-        while let Some(about) = self.transaction()? {
-            if Instant::now() >= deadline {
-                return Err(already_open(&about));
-            }
-            cancel.check()?;
-            thread::sleep(POLL);
+        let nothing_open = || Ok(self.transaction()?.is_none().then_some(()));
+        if wait_for(patience, cancel, nothing_open)?.is_none()
+            && let Some(about) = self.transaction()?
+        {
+            return Err(already_open(&about));
         }
         let head = self.head(now)?;
         let manifest = head.manifest();
@@ -212,20 +208,8 @@ impl Transaction<'_> {
 
 /// Waits for the exclusive right to a transaction; a file that is dropped gives it back.
 fn lock(directory: &Path, patience: Duration, cancel: &Cancel) -> Result<File> {
-    let path = directory.join("lock");
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).at(&path)?;
-    let deadline = Instant::now() + patience;
-    while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        if error != Errno::WOULDBLOCK {
-            return Err(Error::io(path, error.into()));
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::conflict("the open transaction", "another command is adding to it"));
-        }
-        cancel.check()?;
-        thread::sleep(POLL);
-    }
-    Ok(lock)
+    let lock = wait_for(patience, cancel, || try_lock(&directory.join("lock")))?;
+    lock.ok_or_else(|| Error::conflict("the open transaction", "another command is adding to it"))
 }
 
 fn directory_in(spool: &Path) -> PathBuf {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
@@ -16,10 +17,13 @@ use crate::hash::{Hasher, ObjectId};
 use crate::progress::Cancel;
 use crate::unique::unique_name;
 
+/// Stored bytes up to which an object is small.
+const SMALL_OBJECT: usize = 64 * 1024;
+
 /// A repository below one directory: 256 object directories and `txn` in `data/`, named files beside it.
 ///
-/// Objects are written to `data/txn` and renamed. There is no flush per object; [`WriteStore::flush`] flushes
-/// the whole file system once.
+/// Objects are written to `data/txn`, without a name where that is possible, and get theirs when they are whole. There is
+/// no flush per object; [`WriteStore::flush`] flushes the whole file system once.
 ///
 /// Source: `cvmfs/upload_local.cc`.
 #[derive(Debug)]
@@ -30,12 +34,14 @@ pub struct LocalStore(Arc<Directory>);
 struct Directory {
     path: PathBuf,
     file: File,
+    /// Whether files can be made without a name, as far as is known.
+    unnamed: AtomicBool,
 }
 
 impl Directory {
     fn open(path: PathBuf) -> Result<Arc<Self>> {
         let file = File::open(&path).at(&path)?;
-        Ok(Arc::new(Self { path, file }))
+        Ok(Arc::new(Self { path, file, unnamed: AtomicBool::new(true) }))
     }
 
     /// An error on something in the directory; `NotFound` if it is not there.
@@ -84,6 +90,27 @@ impl Directory {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.error(name, error)),
         }
+    }
+
+    /// Writes a file that has no name and gives it one, which changes one directory and not two.
+    ///
+    /// Returns `false` if it has to be done with a temporary name: on file systems that have no such files, on kernels
+    /// that let only privileged processes name them, and if there is something of that name.
+    fn put_unnamed(&self, name: &str, bytes: &[u8]) -> Result<bool> {
+        if !self.unnamed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let linked = match self.open_file("data/txn", OFlags::WRONLY | OFlags::TMPFILE) {
+            Ok(mut file) => {
+                file.write_all(bytes).at(self.path.join(name))?;
+                rustix::fs::linkat(&file, "", &self.file, name, AtFlags::EMPTY_PATH)
+            }
+            Err(error) => Err(error),
+        };
+        if linked.is_err_and(|error| error != Errno::EXIST) {
+            self.unnamed.store(false, Ordering::Relaxed);
+        }
+        Ok(linked.is_ok())
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
@@ -191,7 +218,16 @@ impl ReadStore for LocalStore {
 impl WriteStore for LocalStore {
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
         let name = Key::Object(*id).to_string();
-        if self.0.reuse(&name, stored.len() as u64)? {
+        let is_there = || self.0.reuse(&name, stored.len() as u64);
+        // A small object is written before it is known whether it is there: most are not, and to look takes long, too.
+        let is_large = stored.len() > SMALL_OBJECT;
+        if is_large && is_there()? {
+            return Ok(Put::Present);
+        }
+        if self.0.put_unnamed(&name, stored)? {
+            return Ok(Put::New);
+        }
+        if !is_large && is_there()? {
             return Ok(Put::Present);
         }
         let mut temporary = self.temporary()?;
@@ -333,8 +369,25 @@ mod tests {
 
     #[test]
     fn keeps_the_contract() {
+        for unnamed in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let store = LocalStore::create(directory.path()).unwrap();
+            store.0.unnamed.store(unnamed, Ordering::Relaxed);
+            super::super::conformance::write_store(&store);
+        }
+    }
+
+    /// As in a storage that was copied without them.
+    #[test]
+    fn missing_directories_are_made() {
         let directory = tempfile::tempdir().unwrap();
-        super::super::conformance::write_store(&LocalStore::create(directory.path()).unwrap());
+        let store = LocalStore::create(directory.path()).unwrap();
+        for content in [b"one", b"two"] {
+            fs::remove_dir_all(directory.path().join("data")).unwrap();
+            let id = ObjectId::of(Algorithm::Sha1, ObjectKind::File, content);
+            assert_eq!(store.put(&id, content).unwrap(), Put::New);
+            assert_eq!(store.read(&id.into()).unwrap(), content);
+        }
     }
 
     #[test]

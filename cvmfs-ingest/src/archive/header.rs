@@ -133,12 +133,12 @@ impl Header {
 
 /// Whether a block carries its own checksum, as every header does.
 pub(super) fn has_valid_checksum(block: &Block) -> bool {
-    let counted = |index: usize, byte: u8| if CHECKSUM.contains(&index) { b' ' } else { byte };
-    let bytes = || block.iter().enumerate().map(|(index, &byte)| counted(index, byte));
-    let unsigned_sum: i128 = bytes().map(i128::from).sum();
+    let mut counted = *block;
+    counted[CHECKSUM].fill(b' ');
+    let unsigned_sum: i32 = counted.iter().map(|&byte| i32::from(byte)).sum();
     // Old Sun and BSD systems added the bytes as signed characters.
-    let signed_sum: i128 = bytes().map(|byte| i128::from(byte.cast_signed())).sum();
-    number(&block[CHECKSUM]).is_some_and(|stored| stored == unsigned_sum || stored == signed_sum)
+    let signed_sum: i32 = counted.iter().map(|byte| i32::from(byte.cast_signed())).sum();
+    number(&block[CHECKSUM]).is_some_and(|stored| stored == unsigned_sum.into() || stored == signed_sum.into())
 }
 
 /// Whether a block is a part of the end marker.

@@ -12,6 +12,7 @@
 mod archives;
 mod hardlinks;
 mod layers;
+mod limits;
 mod owners;
 mod place;
 mod rehearsal;

@@ -1,20 +1,23 @@
 //! A storage that fails at the n-th operation, for every n of an ingest, in every way that a storage fails.
 //!
 //! After each fault the head is the old revision or the new one, complete; the tags of before are readable; and the
-//! same ingest without fault makes the revision that it would have made in the first place, to the byte.
+//! same ingest without fault makes the revision that it would have made in the first place, to the byte. The same for
+//! edits, tags, rollbacks, branches and transactions.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod store;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cvmfs_core::chunking::ChunkSizes;
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::commit::Publisher;
+use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::Result;
 use cvmfs_core::idmap::IdMap;
 use cvmfs_core::listing::Listed;
@@ -26,8 +29,9 @@ use cvmfs_core::server::{RepositoryConfig, ServerRoot, load_master_keys};
 use cvmfs_core::storage::LocalStore;
 use cvmfs_ingest::source::{Input, Ownership};
 use cvmfs_ingest::{Options, ingest};
+use cvmfs_publish::edit::{self, Edit};
 use cvmfs_publish::inspect::{list, read_back};
-use cvmfs_publish::mkfs;
+use cvmfs_publish::{history, mkfs};
 use store::{Fault, FaultStore, Plan, copy_tree};
 
 const NAME: &str = "faults.example.org";
@@ -177,7 +181,7 @@ fn options(config: &RepositoryConfig, base: &str, now: UnixSeconds) -> Options {
 }
 
 fn inputs(archives: &[&[u8]]) -> Vec<Input> {
-    let input = |archive: &&[u8]| Input { name: "faults.tar".into(), reader: Box::new(Cursor::new(archive.to_vec())) };
+    let input = |archive: &&[u8]| Input::stream("faults.tar", Cursor::new(archive.to_vec()));
     archives.iter().map(input).collect()
 }
 
@@ -238,7 +242,7 @@ fn expected(template: &Site) -> Expected {
     let site = template.copy();
     let plan = Plan::new(0, Fault::Before);
     let outcome = disturbed(&site, &plan).unwrap();
-    assert!(outcome.commit.unwrap().changed);
+    assert!(outcome.finished.revision().unwrap().changed);
     site.verify();
     assert_eq!(site.leftovers(), Vec::<PathBuf>::new());
     let expected = Expected {
@@ -273,7 +277,7 @@ fn check_head(site: &Site, expected: &Expected, what: &str) -> bool {
 /// The same ingest without faults ends where an undisturbed one does.
 fn check_repeated(site: &Site, expected: &Expected, was_new: bool, what: &str) {
     let outcome = disturbed(site, &Plan::new(0, Fault::Before)).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(outcome.commit.unwrap().changed, !was_new, "{what}");
+    assert_eq!(outcome.finished.revision().unwrap().changed, !was_new, "{what}");
     assert_eq!(site.head(), expected.new, "{what}");
     assert_eq!(site.tags(), expected.new_tags, "{what}");
     assert!(site.tree(&Selector::Head) == expected.new_tree, "{what}: another tree");
@@ -358,5 +362,135 @@ fn reads_and_writes_of_fewer_bytes_are_no_failures() {
         assert!(plan.struck().is_some());
         assert_eq!(site.head(), expected.new);
         assert!(site.tree(&Selector::Head) == expected.new_tree);
+    }
+}
+
+/// A change that is no ingest.
+struct Other {
+    name: &'static str,
+    /// What has to be there before it.
+    prepare: fn(&Publisher),
+    make: fn(&Publisher) -> Result<()>,
+}
+
+fn edit(publisher: &Publisher, edit: Edit, tag: Option<&str>) -> Result<()> {
+    let mut options = commit::Options { threads: 1, ..commit::Options::new(SECOND) };
+    options.tag = tag.map(|tag| tag.parse().unwrap());
+    edit::apply(publisher, &[edit], (1, 1), &options, &Silent, &Cancel::default()).map(drop)
+}
+
+fn others() -> [Other; 6] {
+    [
+        Other {
+            name: "edit",
+            prepare: |_| {},
+            make: |publisher| {
+                let (path, mode) = ("nested/deep".parse().unwrap(), "0700".parse().unwrap());
+                edit(publisher, Edit::SetMode { path, mode, recursive: true }, None)
+            },
+        },
+        Other {
+            name: "tag",
+            prepare: |_| {},
+            make: |publisher| {
+                let (options, name) = (history::Options::new(SECOND), "another".parse().unwrap());
+                history::add_tag(publisher, &name, "first", "", &options, &Cancel::default()).map(drop)
+            },
+        },
+        Other {
+            name: "removal of a tag",
+            prepare: |publisher| edit(publisher, make_directory("more"), Some("more")).unwrap(),
+            make: |publisher| {
+                let options = history::Options::new(SECOND);
+                history::remove_tags(publisher, &["more".into()], &options, &Cancel::default()).map(drop)
+            },
+        },
+        Other {
+            name: "rollback",
+            prepare: |publisher| edit(publisher, make_directory("more"), Some("more")).unwrap(),
+            make: |publisher| {
+                history::roll_back(publisher, "first", &history::Options::new(SECOND), &Cancel::default()).map(drop)
+            },
+        },
+        Other {
+            name: "branch",
+            prepare: |publisher| {
+                edit(publisher, make_directory("more"), Some("more")).unwrap();
+                let options = history::Options::new(SECOND);
+                history::check_out(publisher, Some("first"), "branch", &options, &Cancel::default()).unwrap();
+            },
+            make: |publisher| edit(publisher, make_directory("nested/branched"), Some("branched")),
+        },
+        Other {
+            name: "transaction",
+            prepare: |publisher| {
+                publisher.open_transaction(SECOND, "test".into(), Duration::ZERO, &Cancel::default()).unwrap();
+                edit(publisher, make_directory("nested/one"), None).unwrap();
+                edit(publisher, make_directory("two"), None).unwrap();
+            },
+            make: |publisher| {
+                let options = commit::Options { threads: 1, ..commit::Options::new(SECOND) };
+                let transaction = publisher.join_transaction(Duration::ZERO, &Cancel::default())?;
+                transaction.publish(&options, &Silent, &Cancel::default()).map(drop)
+            },
+        },
+    ]
+}
+
+fn make_directory(path: &str) -> Edit {
+    Edit::MakeDirectory { path: path.parse().unwrap(), parents: false, permissions: 0o755 }
+}
+
+/// Everything that they can change. All objects of all revisions are read.
+#[derive(Debug, PartialEq)]
+struct State {
+    head: (u64, String),
+    tags: Vec<(String, String)>,
+    trees: Vec<Vec<Listed>>,
+    transaction: bool,
+}
+
+impl State {
+    fn of(site: &Site) -> Self {
+        let tags = site.tags();
+        let roots: BTreeSet<&String> = tags.iter().map(|(_, root)| root).collect();
+        let trees = roots.into_iter().map(|root| site.tree(&Selector::Root(root.parse().unwrap()))).collect();
+        Self { head: site.head(), trees, transaction: site.spool().join("transaction").exists(), tags }
+    }
+}
+
+/// Also what a process that is killed before or after any of its operations would leave.
+#[test]
+fn whatever_fails_other_changes_are_made_or_not() {
+    for Other { name, prepare, make } in others() {
+        let template = template();
+        prepare(&template.publisher(&Plan::new(0, Fault::Before)));
+        let old = State::of(&template);
+        let (undisturbed, plan) = (template.copy(), Plan::new(0, Fault::Before));
+        make(&undisturbed.publisher(&plan)).unwrap();
+        let new = State::of(&undisturbed);
+        assert!(old.tags != new.tags, "{name}");
+        undisturbed.verify();
+        for (at, fault) in (1..=plan.count()).flat_map(|at| [Fault::Before, Fault::After].map(|fault| (at, fault))) {
+            let site = template.copy();
+            let plan = Plan::new(at, fault);
+            let result = make(&site.publisher(&plan));
+            let operation = plan.struck().unwrap();
+            let what = format!("{name}, {fault:?} in operation {at}, {operation}");
+            assert!(result.is_err(), "{what}");
+            let is_new = operation == "write manifest" && fault == Fault::After;
+            let found = State::of(&site);
+            // The transaction is removed once the revision is out.
+            let expected =
+                if is_new { &State { transaction: old.transaction, ..State::of(&undisturbed) } } else { &old };
+            assert!(found == *expected, "{what}: {found:?}");
+            if operation.starts_with("write") {
+                site.verify();
+            }
+            if !is_new {
+                make(&site.publisher(&Plan::new(0, Fault::Before))).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(State::of(&site) == new, "{what}: another state after it was made again");
+            }
+        }
     }
 }

@@ -3,11 +3,10 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use cvmfs_core::cli::{ADDED, GlobalArgs, RepoArg, cancel_on_signals, now, revision_summary};
+use cvmfs_core::cli::{GlobalArgs, RepoArg, cancel_on_signals, finished_summary, now};
 use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::history::TagName;
-use cvmfs_core::hooks::{Hooks, Operation};
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::server::SystemUser;
 use cvmfs_publish::edit::{self, Edit};
@@ -235,17 +234,16 @@ fn run(global: &GlobalArgs, arguments: &EditArgs, edits: &[Edit]) -> Result<()> 
     options.message.clone_from(&arguments.message);
     let owner = SystemUser::named(&publisher.config.owner).or_else(|_| SystemUser::current())?;
 
-    let hooks = Hooks::new(&root, &name);
-    if is_revision {
-        hooks.before(Operation::Publish, publisher.head(options.now)?.manifest().revision)?;
-    }
-    let progress = global.progress();
-    let outcome = edit::apply(&publisher, edits, (owner.uid, owner.gid), &options, &*progress, &cancel_on_signals()?)?;
-    drop(progress);
-    if let Some(commit) = &outcome.commit {
+    let cancel = cancel_on_signals()?;
+    let before = is_revision.then(|| publisher.head(options.now)).transpose()?;
+    let before = before.map(|head| head.manifest().revision);
+    let finished = global.publish(&publisher, before, |progress| {
+        let finished = edit::apply(&publisher, edits, (owner.uid, owner.gid), &options, progress, &cancel)?;
+        let revision = finished.revision().map(|commit| commit.revision);
+        Ok((finished, revision))
+    })?;
+    if let Some(commit) = finished.revision() {
         global.warn(&commit.warnings);
-        global.warn(&hooks.after(Operation::Publish, commit.revision));
     }
-    let text = outcome.commit.as_ref().map_or_else(|| ADDED.into(), revision_summary);
-    global.print(&outcome, &format!("{text}\n"))
+    global.print(&finished, &format!("{}\n", finished_summary(&finished)))
 }

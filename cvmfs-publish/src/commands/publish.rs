@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use cvmfs_core::cli::{GlobalArgs, PublicationArgs, RepoArg, cancel_on_signals, now, revision_summary};
 use cvmfs_core::commit::{self, Publisher};
 use cvmfs_core::error::{Error, Result};
-use cvmfs_core::hooks::{Hooks, Operation};
 use cvmfs_core::path::RepoPath;
 use cvmfs_publish::publish::{self, Exclude, From, Options};
 
@@ -109,13 +108,12 @@ fn publish_transaction(global: &GlobalArgs, arguments: &Arguments, publisher: &P
         }
         other => other,
     })?;
-    let hooks = Hooks::new(&global.server_root()?, &publisher.config.name);
-    hooks.before(Operation::Publish, transaction.about().revision)?;
-    let progress = global.progress();
-    let outcome = transaction.publish(&options, &*progress, &cancel)?;
-    drop(progress);
+    let outcome = global.publish(publisher, Some(transaction.about().revision), |progress| {
+        let outcome = transaction.publish(&options, progress, &cancel)?;
+        let revision = outcome.revision;
+        Ok((outcome, Some(revision)))
+    })?;
     global.warn(&outcome.warnings);
-    global.warn(&hooks.after(Operation::Publish, outcome.revision));
     global.print(&outcome, &format!("{}\n", revision_summary(&outcome)))
 }
 

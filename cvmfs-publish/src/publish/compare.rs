@@ -15,7 +15,6 @@ use cvmfs_core::error::{Error, Result};
 use cvmfs_core::object::read_error;
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::Cancel;
-use cvmfs_core::server::NestingConfig;
 use cvmfs_core::tree::Tree;
 use cvmfs_core::xattr::Xattrs;
 
@@ -40,8 +39,6 @@ pub struct Policy {
     pub mtime_nanoseconds: bool,
     /// Whether files of the same size are compared byte by byte instead of by their modification time.
     pub checksum: bool,
-    /// Limits that files are held against before they are read.
-    pub limits: NestingConfig,
 }
 
 /// An entry to be compared with what the repository has at its path.
@@ -365,17 +362,6 @@ impl Comparer {
         let (file, status) = self.top.open_file(&what.below)?;
         if status.inode != what.inode {
             return Err(changed(&self.top.path(&what.below)));
-        }
-        let limits = &self.policy.limits;
-        if limits.enforce_limits && status.size > limits.file_size_limit {
-            let place = self.top.path(&what.below);
-            return Err(Error::invalid(
-                place.display().to_string(),
-                format!(
-                    "it has {} bytes; the limit for files is {} (CVMFS_FILE_MBYTE_LIMIT)",
-                    status.size, limits.file_size_limit
-                ),
-            ));
         }
         let metadata = self.metadata_with(&status, what.xattrs.clone());
         let change = Change::Put { path: what.path.clone(), metadata, content: Content::Read { size: status.size } };

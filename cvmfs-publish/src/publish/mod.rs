@@ -92,7 +92,6 @@ impl Options {
             xattrs: config.xattrs,
             mtime_nanoseconds: config.mtime_nanoseconds,
             checksum: false,
-            limits: config.nesting.clone(),
         };
         Self {
             source: SourceOptions { from, base_dir, policy, external: config.external, threads: 0, now },

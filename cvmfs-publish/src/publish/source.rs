@@ -29,6 +29,8 @@ pub struct TreeSource {
     rules: Rules,
     /// What is still to be done in each directory on the way down.
     stack: Vec<VecDeque<Item>>,
+    /// What it was opened with.
+    options: Options,
 }
 
 /// What a directory of the source means.
@@ -136,7 +138,7 @@ impl TreeSource {
         }
         first.push_back(Item::Enter(Place { path: base_dir, below: RepoPath::root(), directory, shows }));
         let walk = Walk::new(top, selection, options.threads);
-        Ok(Self { comparer, walk, rules, stack: vec![first] })
+        Ok(Self { comparer, walk, rules, stack: vec![first], options: options.clone() })
     }
 
     /// The directory that a row of `parent` stands for, if it is one.
@@ -178,6 +180,11 @@ impl ChangeSource for TreeSource {
             }
         }
         Ok(None)
+    }
+
+    fn preview(&self) -> Result<Option<Box<dyn ChangeSource>>> {
+        let Comparer { tree, cancel, .. } = &self.comparer;
+        Ok(Some(Box::new(Self::open(&self.options, tree.clone(), cancel)?)))
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -327,6 +327,41 @@ fn what_no_repository_can_have_is_refused_before_anything_is_stored() {
 }
 
 #[test]
+fn a_catalog_that_would_be_too_large_is_refused_before_anything_is_stored() {
+    let site = Site::with_repository(&[]);
+    for limit in ["CVMFS_ROOT_KCATALOG_LIMIT", "CVMFS_NESTED_KCATALOG_LIMIT"] {
+        site.configure(limit, "1");
+    }
+    site.configure("CVMFS_ENFORCE_LIMITS", "true");
+    let path = site.path("s");
+    let arguments = ["publish", "--from", path.to_str().expect("UTF-8")];
+    let refused = |more: &[&str], named: &str| {
+        let (objects, manifest) = (site.objects(), site.manifest());
+        let message = site.publish(&[&arguments[..], more].concat()).fails(1);
+        assert!(message.contains(named), "{message}");
+        assert_eq!((site.objects(), site.manifest()), (objects, manifest));
+    };
+    shell(&site, "", "mkdir -p s/a s/b; for n in {1..500}; do echo a$n >s/a/$n; echo b$n >s/b/$n; done");
+    refused(&[], "the catalog at / has 1003 entries");
+    // What is kept counts, what is excluded or goes does not, and the marker of a nested catalog makes one.
+    publish(&site, "s", &["--exclude", "/b"]);
+    shell(&site, "s", "mv a c");
+    refused(&["--exclude", "/b", "--no-delete"], "the catalog at / has 1003 entries");
+    publish(&site, "s", &["--exclude", "/b"]);
+    shell(&site, "s", "touch b/.cvmfscatalog");
+    publish(&site, "s", &[]);
+    site.check(&[]);
+    // So does what waits in the open transaction.
+    site.publish(&["transaction"]).ok();
+    shell(&site, "s", "for n in {1..300}; do echo c$n >c/more$n; done");
+    publish(&site, "s", &["--transaction"]);
+    shell(&site, "s", "for n in {1..300}; do echo d$n >d$n; done");
+    refused(&["--transaction"], "the catalog at / has 1102 entries");
+    site.publish(&["publish"]).ok();
+    site.check(&[]);
+}
+
+#[test]
 fn revisions_tags_and_time_to_live() {
     let site = Site::with_repository(&[]);
     shell(&site, "", "mkdir s; echo 1 >s/a");

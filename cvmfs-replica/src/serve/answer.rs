@@ -29,7 +29,6 @@ use super::api;
 use super::bundle;
 use super::cache::CachedObject;
 use super::connection::Shared;
-
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
 use super::metrics::{self, Label};
 use super::repositories::MANIFEST;

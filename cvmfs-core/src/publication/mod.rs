@@ -2,8 +2,11 @@
 //! every input.
 //!
 //! ```text
-//! begin or join ─► run a source into the change set ─► commit or keep ─► Outcome
+//! begin or join ─► look at it ─► run a source into the change set ─► commit or keep ─► Outcome
+//!                (if limits are enforced)
 //! ```
+
+mod survey;
 
 use std::time::{Duration, Instant};
 
@@ -57,6 +60,7 @@ impl Options {
                 compression: config.compression.into(),
                 chunking: config.chunking,
                 external: config.external,
+                file_size_limit: if config.nesting.enforce_limits { config.nesting.file_size_limit } else { u64::MAX },
                 ..pipeline::Options::default()
             },
             use_index: true,
@@ -68,15 +72,35 @@ impl Options {
     }
 }
 
-/// What became of it.
+/// What became of changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Finished {
+    /// A revision, or nothing if the head has all of them.
+    Revision(commit::Outcome),
+    /// A part of the open transaction.
+    Transaction {
+        /// The transaction.
+        transaction: About,
+    },
+}
+
+impl Finished {
+    /// The revision; `None` if the changes went to the open transaction.
+    pub fn revision(&self) -> Option<&commit::Outcome> {
+        match self {
+            Self::Revision(commit) => Some(commit),
+            Self::Transaction { .. } => None,
+        }
+    }
+}
+
+/// What became of a source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The revision; `None` if the changes went to the open transaction.
+    /// What its changes became.
     #[serde(flatten)]
-    pub commit: Option<commit::Outcome>,
-    /// The transaction that they went to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub transaction: Option<About>,
+    pub finished: Finished,
     /// What was read and stored.
     pub content: pipeline::Outcome,
     /// What the operator should know.
@@ -163,21 +187,16 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Commits, or keeps the changes in the transaction; then there is no revision.
-    pub fn finish(
-        self,
-        options: &commit::Options,
-        progress: &dyn Progress,
-        cancel: &Cancel,
-    ) -> Result<(Option<commit::Outcome>, Option<About>)> {
+    /// Commits, or keeps the changes in the transaction.
+    pub fn finish(self, options: &commit::Options, progress: &dyn Progress, cancel: &Cancel) -> Result<Finished> {
         match self.target {
             Target::Revision(mut changes) => {
-                Ok((Some(self.publisher.commit(&mut changes, options, progress, cancel)?), None))
+                self.publisher.commit(&mut changes, options, progress, cancel).map(Finished::Revision)
             }
             Target::Transaction(transaction) => {
                 let about = transaction.about().clone();
                 transaction.keep()?;
-                Ok((None, Some(about)))
+                Ok(Finished::Transaction { transaction: about })
             }
         }
     }
@@ -187,8 +206,9 @@ impl<'a> Draft<'a> {
 ///
 /// 1. the head is verified: nothing is compressed for a repository that cannot be published;
 /// 2. the source is opened; it may look at the tree that its changes apply to;
-/// 3. content is stored, changes are recorded;
-/// 4. the change set is committed or kept.
+/// 3. if limits are enforced, the changes are made without content and without effect, to see what they exceed;
+/// 4. content is stored, changes are recorded;
+/// 5. the change set is committed or kept.
 ///
 /// # Errors
 /// After any error repository and transaction are as they were, but for objects that nothing refers to yet.
@@ -203,6 +223,9 @@ pub fn publish<S: ChangeSource>(
     let Options { destination, commit: commit_options, .. } = options;
     let mut draft = Draft::begin(publisher, *destination, commit_options.now, commit_options.patience, cancel)?;
     let mut source = open_source(draft.tree()?)?;
+    if publisher.config.nesting.enforce_limits {
+        survey::survey(&mut draft, &source, options, cancel)?;
+    }
 
     progress.phase("content", Unit::Bytes, options.total_bytes);
     let known = options.use_index.then(|| publisher.known_content()).transpose()?;
@@ -214,8 +237,8 @@ pub fn publish<S: ChangeSource>(
     drop(source);
     let stored = Instant::now();
 
-    let (mut commit, transaction) = draft.finish(commit_options, progress, cancel)?;
-    if let Some(commit) = &mut commit {
+    let mut finished = draft.finish(commit_options, progress, cancel)?;
+    if let Finished::Revision(commit) = &mut finished {
         warnings.append(&mut commit.warnings);
     }
     let seconds = Seconds {
@@ -225,5 +248,5 @@ pub fn publish<S: ChangeSource>(
     };
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let megabytes_per_second = content.bytes_read as f64 / 1e6 / seconds.total.max(1e-9);
-    Ok(Outcome { commit, transaction, content, warnings, seconds, megabytes_per_second })
+    Ok(Outcome { finished, content, warnings, seconds, megabytes_per_second })
 }
