@@ -21,13 +21,14 @@ NOW = int(time.time())
 CHROMIUM = [
     "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
+    "--run-all-compositor-stages-before-draw", "--virtual-time-budget=4000",
 ]
 # name, revisions, days since the first
 REPOSITORIES = [("alice", 11, 21), ("conditions", 6, 12), ("nightlies", 9, 8), ("software", 14, 25)]
 # name, page, width, height, dark
 PICTURES = [
-    ("overview", "/", 1180, 870, False),
-    ("overview-dark", "/", 1180, 870, True),
+    ("overview", "/", 1180, 965, False),
+    ("overview-dark", "/", 1180, 965, True),
     ("browse", "/browse/software.example.org/trunk/toolchain/gcc-14.2/bin", 1000, 560, False),
     ("phone", "/", 390, 844, False),
 ]

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 
 use cvmfs_core::clock::UnixSeconds;

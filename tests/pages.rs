@@ -33,9 +33,9 @@ fn hostile_site() -> Site {
     let tree = site.path("tree");
     for name in HOSTILE {
         let name = OsStr::from_bytes(name);
-        fs::create_dir_all(tree.join("directories").join(name)).unwrap();
-        fs::write(tree.join(name), name.as_bytes()).unwrap();
-        fs::write(tree.join("directories").join(name).join(name), "below").unwrap();
+        fs::create_dir_all(tree.join("directories").join(name)).expect("the test can go on");
+        fs::write(tree.join(name), name.as_bytes()).expect("the test can go on");
+        fs::write(tree.join("directories").join(name).join(name), "below").expect("the test can go on");
     }
     for (name, target) in [
         ("link-script", "javascript:document.title='owned'"),
@@ -45,13 +45,13 @@ fn hostile_site() -> Site {
         ("link-in", "directories"),
         ("link-absolute", "/cvmfs/test.example.org/large"),
     ] {
-        symlink(target, tree.join(name)).unwrap();
+        symlink(target, tree.join(name)).expect("the test can go on");
     }
     // Several chunks.
     let large: Vec<u8> = (0..200_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    fs::write(tree.join("large"), large).unwrap();
+    fs::write(tree.join("large"), large).expect("the test can go on");
     let tag = ["--tag", "v1/<b>"];
-    let from = tree.to_str().unwrap();
+    let from = tree.to_str().expect("the test can go on");
     // The tag's name is refused, so there is another one.
     assert!(!site.publish(&[&["publish", "--from", from], &tag[..]].concat()).status.success());
     site.publish(&["publish", "--from", from, "--tag", "v1/a", "--message", "<script>document.title='owned'</script>"])
@@ -72,7 +72,7 @@ fn curl(url: &str, more: &[&str]) -> (String, String, Vec<u8>) {
 
 /// The addresses that a page links to.
 fn links(page: &str) -> Vec<String> {
-    let addresses = page.split(" href=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let addresses = page.split(" href=\"").skip(1).map(|rest| rest.split('"').next().expect("the test can go on"));
     addresses.map(|address| address.replace("&amp;", "&")).collect()
 }
 
@@ -86,7 +86,9 @@ fn hostile_names_are_text_and_all_links_work() {
     let mut contents = Vec::new();
     while let Some(address) = todo.pop() {
         let (status, head, body) = curl(&format!("{base}{address}"), &[]);
-        assert_eq!(status, "200", "{address}");
+        // Where one of the links leads there is nothing, but still in the repository.
+        let is_dangling = address.contains("/data%3Atext/");
+        assert_eq!(status, if is_dangling { "404" } else { "200" }, "{address}");
         assert!(head.contains("\r\nx-content-type-options: nosniff"), "{address}: {head}");
         assert!(!head.contains("\r\nset-cookie"), "{head}");
         if address.starts_with("/download/") {
@@ -120,17 +122,17 @@ fn hostile_names_are_text_and_all_links_work() {
         assert!(contents.iter().any(|content| content == name), "{}", String::from_utf8_lossy(name));
     }
     assert_eq!(contents.iter().filter(|content| content.as_slice() == b"below").count(), HOSTILE.len());
-    assert!(contents.contains(&fs::read(site.path("tree/large")).unwrap()));
+    assert!(contents.contains(&fs::read(site.path("tree/large")).expect("the test can go on")));
 }
 
 #[test]
 fn revisions_are_found_by_tag_number_and_hash() {
     let site = Site::with_repository(&[]);
     let tree = site.path("tree");
-    fs::create_dir(&tree).unwrap();
+    fs::create_dir(&tree).expect("the test can go on");
     for (content, tag) in [("one", "v1/a"), ("two", "v2")] {
-        fs::write(tree.join("file"), content).unwrap();
-        site.publish(&["publish", "--from", tree.to_str().unwrap(), "--tag", tag]).ok();
+        fs::write(tree.join("file"), content).expect("the test can go on");
+        site.publish(&["publish", "--from", tree.to_str().expect("the test can go on"), "--tag", tag]).ok();
     }
     let server = site.serve();
     let base = server.url.trim_end_matches("/cvmfs").to_owned();
@@ -163,8 +165,8 @@ fn revisions_are_found_by_tag_number_and_hash() {
         let (found, _, body) = curl(&format!("{base}{path}"), &[]);
         assert_eq!(found, status, "{path}");
         // Places on this machine are nobody's business.
-        let body = String::from_utf8(body).unwrap();
-        assert!(!body.contains(site.temp.path().to_str().unwrap()), "{path}: {body}");
+        let body = String::from_utf8(body).expect("the test can go on");
+        assert!(!body.contains(site.temp.path().to_str().expect("the test can go on")), "{path}: {body}");
     }
     let (status, head, body) = curl(&format!("{base}/download/{NAME}/trunk/file"), &["--head"]);
     assert_eq!((status.as_str(), body.len()), ("200", 0));
@@ -176,13 +178,13 @@ fn revisions_are_found_by_tag_number_and_hash() {
 fn a_damaged_file_is_never_complete() {
     let site = Site::with_repository(&[]);
     let tree = site.path("tree");
-    fs::create_dir(&tree).unwrap();
+    fs::create_dir(&tree).expect("the test can go on");
     let content = "plain text, many times over. ".repeat(30);
-    fs::write(tree.join("file"), &content).unwrap();
-    site.publish(&["publish", "--from", tree.to_str().unwrap()]).ok();
+    fs::write(tree.join("file"), &content).expect("the test can go on");
+    site.publish(&["publish", "--from", tree.to_str().expect("the test can go on")]).ok();
     let object = site.objects().into_iter().find(|name| name.len() == 40).expect("an object");
     let path = site.storage().join(format!("data/{}/{}", &object[..2], &object[2..]));
-    let stored = fs::read(&path).unwrap();
+    let stored = fs::read(&path).expect("the test can go on");
     let server = site.serve();
     let base = server.url.trim_end_matches("/cvmfs").to_owned();
     let download = |expected: bool| {
@@ -197,7 +199,7 @@ fn a_damaged_file_is_never_complete() {
     for at in [0, 2, stored.len() / 2, stored.len() - 1] {
         let mut damaged = stored.clone();
         damaged[at] ^= 1;
-        fs::write(&path, damaged).unwrap();
+        fs::write(&path, damaged).expect("the test can go on");
         fs::remove_file(site.path("download")).unwrap_or_default();
         assert!(download(false).len() < content.len(), "byte {at}");
     }

@@ -288,8 +288,10 @@ pub fn run(global: &GlobalArgs, command: impl FnOnce() -> Result<()>) -> ExitCod
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    // A log that nobody reads any more, as after `2>&1 | head`, must not end a server: reporting that panics.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     // A second call in one process, as in tests, keeps the first subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().try_init();
+    let _ = log.without_time().try_init();
     match command() {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output went away, as `head` does.

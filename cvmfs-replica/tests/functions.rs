@@ -38,11 +38,11 @@ fn write_database(path: &Path, swap_geneva_and_sydney: bool) {
         (v4(192, 0, 2), 120, geneva),
         (v4(198, 51, 100), 120, [41.88, -87.63]),
         (v4(203, 0, 113), 120, sydney),
-        ("2001:db8::".parse().unwrap(), 32, [35.68, 139.69]),
+        ("2001:db8::".parse().expect("the test can go on"), 32, [35.68, 139.69]),
     ];
     let temporary = path.with_extension("new");
-    std::fs::write(&temporary, mmdb::database(&networks)).unwrap();
-    std::fs::rename(temporary, path).unwrap();
+    std::fs::write(&temporary, mmdb::database(&networks)).expect("the test can go on");
+    std::fs::rename(temporary, path).expect("the test can go on");
 }
 
 fn with_geo() -> (Site, Server, PathBuf, Arc<Notify>) {
@@ -136,7 +136,7 @@ fn a_new_database_is_loaded_on_demand_and_a_bad_one_is_not() {
     assert_eq!(ask(), "200 1,2");
     reload.notify_one();
     eventually("the places have changed", || ask() == "200 2,1");
-    std::fs::write(&file, "nonsense").unwrap();
+    std::fs::write(&file, "nonsense").expect("the test can go on");
     reload.notify_one();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(ask(), "200 2,1");
@@ -152,21 +152,22 @@ fn get(server: &Server, path: &str) -> Reply {
 fn documents_about_the_server_are_made_where_there_are_none() {
     let site = Site::new();
     let config = site.root().join("etc/cvmfs/repositories.d").join(REPOSITORY);
-    std::fs::create_dir_all(&config).unwrap();
-    std::fs::write(config.join("server.conf"), "CVMFS_REPOSITORY_TYPE=stratum0\n").unwrap();
+    std::fs::create_dir_all(&config).expect("the test can go on");
+    std::fs::write(config.join("server.conf"), "CVMFS_REPOSITORY_TYPE=stratum0\n").expect("the test can go on");
     site.put("../copy.example.org/.cvmfspublished", b"C0\n");
     let replica = site.root().join("etc/cvmfs/repositories.d/b-replica.example.org");
-    std::fs::create_dir_all(&replica).unwrap();
+    std::fs::create_dir_all(&replica).expect("the test can go on");
     let conf = "CVMFS_REPOSITORY_TYPE=stratum1\nCVMFS_REPOSITORY_NAME=b.example.org\n\
                 CVMFS_STRATUM0=http://127.0.0.1:9/cvmfs/b.example.org\n";
-    std::fs::write(replica.join("server.conf"), conf).unwrap();
-    std::fs::write(replica.join("replica.conf"), "CVMFS_PASSTHROUGH=true\n").unwrap();
-    std::fs::write(site.root().join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\nOTHER=x\n").unwrap();
+    std::fs::write(replica.join("server.conf"), conf).expect("the test can go on");
+    std::fs::write(replica.join("replica.conf"), "CVMFS_PASSTHROUGH=true\n").expect("the test can go on");
+    std::fs::write(site.root().join("etc/os-release"), "ID=debian\nVERSION_ID=\"12\"\nOTHER=x\n")
+        .expect("the test can go on");
     let server = Server::start(&site);
     let reply = get(&server, "/cvmfs/info/v1/repositories.json");
     assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"));
     assert_eq!(reply.header("cache-control"), "max-age=61");
-    let document: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&reply.body).expect("the test can go on");
     let expected = serde_json::json!({
         "schema": 1, "os_id": "debian", "os_version_id": "12",
         "repositories": [{ "name": REPOSITORY, "url": format!("/cvmfs/{REPOSITORY}") }],
@@ -182,13 +183,20 @@ fn documents_about_the_server_are_made_where_there_are_none() {
         reply.header("etag")
     ));
     assert_eq!(unchanged.status, 304);
-    let meta: serde_json::Value = serde_json::from_slice(&get(&server, "/cvmfs/info/v1/meta.json").body).unwrap();
+    let meta: serde_json::Value =
+        serde_json::from_slice(&get(&server, "/cvmfs/info/v1/meta.json").body).expect("the test can go on");
     assert_eq!(meta["custom"], serde_json::json!({}));
     // Of a repository that has no status yet there is nothing to say; of one that does not exist, not even that.
     assert_eq!(server.get(".cvmfs_status.json").text(), "{}\n");
     assert_eq!(get(&server, "/cvmfs/none.example.org/.cvmfs_status.json").status, 404);
-    site.put("../info/v1/repositories.json", b"{\"mine\": 1}");
-    assert_eq!(get(&server, "/cvmfs/info/v1/repositories.json").text(), "{\"mine\": 1}");
+    // A list of earlier days is of no use where there is a configuration; contacts are the administrator's.
+    site.put("../info/v1/repositories.json", b"{\"old\": 1}");
+    site.put("../info/v1/meta.json", b"{\"email\": \"a@example.org\"}");
+    assert_eq!(get(&server, "/cvmfs/info/v1/repositories.json").body, reply.body);
+    assert_eq!(get(&server, "/cvmfs/info/v1/meta.json").text(), "{\"email\": \"a@example.org\"}");
+    let bare = Site::new();
+    bare.put("../info/v1/repositories.json", b"{\"copied\": 1}");
+    assert_eq!(get(&Server::start(&bare), "/cvmfs/info/v1/repositories.json").text(), "{\"copied\": 1}");
 }
 
 #[test]
@@ -243,38 +251,40 @@ fn pages_can_be_switched_off() {
 
 /// A key and a certificate for itself.
 fn identity(directory: &Path, name: &str) -> TlsFiles {
-    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
-    let mut subject = X509NameBuilder::new().unwrap();
-    subject.append_entry_by_text("CN", name).unwrap();
+    let key = PKey::from_rsa(Rsa::generate(2048).expect("the test can go on")).expect("the test can go on");
+    let mut subject = X509NameBuilder::new().expect("the test can go on");
+    subject.append_entry_by_text("CN", name).expect("the test can go on");
     let subject = subject.build();
-    let mut certificate = X509::builder().unwrap();
-    certificate.set_version(2).unwrap();
-    certificate.set_subject_name(&subject).unwrap();
-    certificate.set_issuer_name(&subject).unwrap();
-    certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-    certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
-    certificate.set_pubkey(&key).unwrap();
-    certificate.sign(&key, openssl::hash::MessageDigest::sha256()).unwrap();
+    let mut certificate = X509::builder().expect("the test can go on");
+    certificate.set_version(2).expect("the test can go on");
+    certificate.set_subject_name(&subject).expect("the test can go on");
+    certificate.set_issuer_name(&subject).expect("the test can go on");
+    certificate.set_not_before(&Asn1Time::days_from_now(0).expect("the test can go on")).expect("the test can go on");
+    certificate.set_not_after(&Asn1Time::days_from_now(1).expect("the test can go on")).expect("the test can go on");
+    certificate.set_pubkey(&key).expect("the test can go on");
+    certificate.sign(&key, openssl::hash::MessageDigest::sha256()).expect("the test can go on");
     let files = TlsFiles { certificate: directory.join("server.pem"), key: directory.join("server.key") };
-    std::fs::write(&files.certificate, certificate.build().to_pem().unwrap()).unwrap();
-    std::fs::write(&files.key, key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+    std::fs::write(&files.certificate, certificate.build().to_pem().expect("the test can go on"))
+        .expect("the test can go on");
+    std::fs::write(&files.key, key.private_key_to_pem_pkcs8().expect("the test can go on"))
+        .expect("the test can go on");
     files
 }
 
 /// The name in the certificate that a server shows, and its answer to a request for the manifest.
 fn ask_with_tls(address: SocketAddr) -> (String, String) {
-    let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).expect("the test can go on");
     connector.set_verify(SslVerifyMode::NONE);
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut stream = connector.build().connect("localhost", stream).unwrap();
+    let stream = TcpStream::connect(address).expect("the test can go on");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("the test can go on");
+    let mut stream = connector.build().connect("localhost", stream).expect("the test can go on");
     let request = format!("GET /cvmfs/{REPOSITORY}/.cvmfspublished HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes()).expect("the test can go on");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let certificate = stream.ssl().peer_certificate().unwrap();
-    let name = certificate.subject_name().entries().next().unwrap().data().as_slice().to_vec();
-    (String::from_utf8(name).unwrap(), answer)
+    stream.read_to_string(&mut answer).expect("the test can go on");
+    let certificate = stream.ssl().peer_certificate().expect("the test can go on");
+    let name = certificate.subject_name().entries().next().expect("the test can go on").data().as_slice().to_vec();
+    (String::from_utf8(name).expect("the test can go on"), answer)
 }
 
 #[test]
@@ -283,12 +293,12 @@ fn tls_is_spoken_and_a_new_certificate_is_shown_after_a_reload() {
     let files = identity(site.root(), "first");
     let reload = Arc::new(Notify::new());
     let options = ServeOptions { tls: Some(files), reload: Arc::clone(&reload), ..ServeOptions::default() };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Runtime::new().expect("the test can go on");
     let inside = runtime.enter();
-    let sockets = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))]).unwrap();
-    let address = sockets[0].local_addr().unwrap();
+    let sockets = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))]).expect("the test can go on");
+    let address = sockets[0].local_addr().expect("the test can go on");
     let listeners: Vec<Listener> = sockets.into_iter().map(Listener::tls).collect();
-    assert_eq!(listeners[0].url().unwrap(), format!("https://{address}"));
+    assert_eq!(listeners[0].url().expect("the test can go on"), format!("https://{address}"));
     runtime.spawn(serve(listeners, Repositories::scan(site.root()), options, std::future::pending()));
     drop(inside);
     let (name, answer) = ask_with_tls(address);
@@ -297,18 +307,18 @@ fn tls_is_spoken_and_a_new_certificate_is_shown_after_a_reload() {
     // Whoever speaks plain HTTP there gets no answer, and harms nobody.
     let mut plain = Client::connect(address);
     plain.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert!(!plain.head().is_some_and(|reply| reply.status == 200));
+    assert!(plain.head().is_none_or(|reply| reply.status != 200));
     identity(site.root(), "second");
     reload.notify_one();
     eventually("the new certificate", || ask_with_tls(address).0 == "second");
-    std::fs::write(site.root().join("server.pem"), "nonsense").unwrap();
+    std::fs::write(site.root().join("server.pem"), "nonsense").expect("the test can go on");
     reload.notify_one();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(ask_with_tls(address).0, "second");
     // At the start it is an error.
     let files = TlsFiles { certificate: site.root().join("server.pem"), key: site.root().join("server.key") };
     let _inside = runtime.enter();
-    let sockets = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))]).unwrap();
+    let sockets = listen(&[SocketAddr::from(([127, 0, 0, 1], 0))]).expect("the test can go on");
     let options = ServeOptions { tls: Some(files), ..ServeOptions::default() };
     let failed = runtime.block_on(serve(sockets, Repositories::scan(site.root()), options, std::future::pending()));
     assert!(failed.unwrap_err().to_string().contains("server.pem"));

@@ -223,12 +223,18 @@ async fn file_answer(
     now: SystemTime,
 ) -> Response<ResponseBody> {
     let asked = Instant::now();
-    if let (Place::Repository(repository), Kind::Object(id)) = (&resource.place, resource.kind) {
-        if let Some(object) = shared.objects.get(repository, &id, asked) {
-            let CachedObject { content, facts, .. } = object;
-            return respond_with(request, &resource, facts, now, |start, end| Ok(part_of(&content, start, end)))
-                .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now));
-        }
+    // A file of earlier days would miss what our own tools have added or removed since.
+    if resource.path == info::REPOSITORIES
+        && shared.states.configuration().is_any()
+        && let Some(response) = instead(request, &resource, shared, asked, now).await
+    {
+        return response;
+    }
+    if let (Place::Repository(repository), Kind::Object(id)) = (&resource.place, resource.kind)
+        && let Some(CachedObject { content, facts, .. }) = shared.objects.get(repository, &id, asked)
+    {
+        return respond_with(request, &resource, facts, now, |start, end| Ok(part_of(&content, start, end)))
+            .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now));
     }
     if let Ok(response) = try_file_response(request, &resource, shared, asked, now, Disk::CachedOnly) {
         return response;
@@ -266,7 +272,7 @@ async fn instead(
                 "v1/meta.json" => info::meta_json(),
                 _ => info::repositories_json(shared, &shared.states.all(shared).await.ok()?),
             };
-            return Some(made(request, resource, document.into(), now));
+            return Some(made(request, resource, &document.into(), now));
         }
         Place::Repository(name) => name,
     };
@@ -275,13 +281,13 @@ async fn instead(
         // Monitors want the file, and without a snapshot, check or garbage collection it has nothing to say.
         Kind::Named if resource.path == NamedFile::Status.name() => {
             let is_served = source.is_some() || shared.states.one(name, shared).await.is_ok();
-            is_served.then(|| made(request, resource, Bytes::from_static(b"{}\n"), now))
+            is_served.then(|| made(request, resource, &Bytes::from_static(b"{}\n"), now))
         }
         Kind::Named => {
             let file =
                 [NamedFile::Manifest, NamedFile::Whitelist].into_iter().find(|file| file.name() == resource.path)?;
             let content = shared.puller.document(&source?, file).await?;
-            Some(made(request, resource, content, now))
+            Some(made(request, resource, &content, now))
         }
         Kind::Object(id) => {
             let source = source?;
@@ -316,10 +322,10 @@ async fn instead(
 }
 
 /// Answers with content that has no file; it may change at any time.
-fn made(request: &Request<()>, resource: &Resource, content: Bytes, now: SystemTime) -> Response<ResponseBody> {
-    let hash = Algorithm::Sha1.hash(&content);
+fn made(request: &Request<()>, resource: &Resource, content: &Bytes, now: SystemTime) -> Response<ResponseBody> {
+    let hash = Algorithm::Sha1.hash(content);
     let representation = Representation::made(resource.kind, content.len() as u64, &hash.to_string());
-    respond_as(request, &representation, now, |start, end| Ok(part_of(&content, start, end)))
+    respond_as(request, &representation, now, |start, end| Ok(part_of(content, start, end)))
         .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now))
 }
 

@@ -40,7 +40,7 @@ enum Head {
     /// A part of a head.
     Incomplete,
     /// A plain request, with its length in bytes and what it names.
-    Plain(Request<()>, usize, Target),
+    Plain(Box<Request<()>>, usize, Target),
     /// Something that is not for us.
     Other,
 }
@@ -103,7 +103,8 @@ fn examine(bytes: &[u8], shared: &Shared) -> Head {
         Ok(httparse::Status::Partial) => return Head::Incomplete,
         Err(_) => return Head::Other,
     };
-    plain_request(&parsed, shared).map_or(Head::Other, |(request, target)| Head::Plain(request, length, target))
+    plain_request(&parsed, shared)
+        .map_or(Head::Other, |(request, target)| Head::Plain(Box::new(request), length, target))
 }
 
 fn plain_request(parsed: &httparse::Request<'_, '_>, shared: &Shared) -> Option<(Request<()>, Target)> {

@@ -180,7 +180,8 @@ impl Geo {
     async fn sort(&self, origin: Place, servers: &[&str], behind_cdn: bool) -> (Vec<usize>, bool) {
         let mut distances = Vec::new();
         for server in servers {
-            let direct = if behind_cdn { self.place_of(&format!("ip.{server}")).await } else { None };
+            let is_name = server.parse::<IpAddr>().is_err();
+            let direct = if behind_cdn && is_name { self.place_of(&format!("ip.{server}")).await } else { None };
             let place = match direct {
                 Some(place) => Some(place),
                 None => self.place_of(server).await,

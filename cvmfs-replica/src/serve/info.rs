@@ -1,8 +1,9 @@
-//! The documents below `/cvmfs/info/v1/`, made from the configuration where there is no file.
+//! The documents below `/cvmfs/info/v1/`.
 //!
-//! The reference writes `repositories.json` whenever it adds or removes a repository, and keeps `meta.json` for the
-//! administrator to edit. A file is served as it lies there; without one, what is served now is listed, so that the
-//! document is never behind.
+//! The reference writes `repositories.json` whenever it adds or removes a repository, from the configuration. Here it is made
+//! from the same configuration for each request, so that it is never behind; a file is served only where nothing is
+//! configured, such as from a copy of the storages alone. `meta.json` is the administrator's to edit; without a file there is
+//! one to be filled in.
 //!
 //! Source: `cvmfs/server/cvmfs_server_json.sh`.
 
@@ -13,6 +14,9 @@ use serde_json::{Map, Value, json};
 
 use super::connection::Shared;
 use super::state::{RepositoryState, Role};
+
+/// The list of repositories, below the directory of documents.
+pub(super) const REPOSITORIES: &str = "v1/repositories.json";
 
 /// `repositories.json` for these repositories.
 pub(super) fn repositories_json(shared: &Shared, states: &[RepositoryState]) -> String {

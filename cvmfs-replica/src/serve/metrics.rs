@@ -15,6 +15,7 @@ use hyper::StatusCode;
 use super::connection::Shared;
 use super::route::{Kind, Target};
 use super::state::{RepositoryState, Role, Trust, newest};
+use super::{as_float, seconds_between};
 
 /// Kinds of requests, as the label `kind` has them.
 const KINDS: [&str; 10] =
@@ -181,7 +182,7 @@ const COLUMNS: [Column; 11] = [
         Some(seconds(state.manifest.as_ref()?.timestamp?))
     }),
     ("age_seconds", "How long ago that was published.", |state, now| {
-        Some(seconds(now) - seconds(state.manifest.as_ref()?.timestamp?))
+        Some(seconds_between(state.manifest.as_ref()?.timestamp?, now))
     }),
     ("lag_revisions", "How many revisions the source is ahead.", |state, _| Some(as_float(state.lag()?.revisions))),
     ("lag_seconds", "How much newer the revision of the source is.", |state, _| {
@@ -243,10 +244,7 @@ impl Exposition {
     }
 }
 
+/// Seconds since 1970.
 fn seconds(time: UnixSeconds) -> f64 {
-    time.0 as f64
-}
-
-fn as_float(number: u64) -> f64 {
-    number as f64
+    seconds_between(UnixSeconds(0), time)
 }

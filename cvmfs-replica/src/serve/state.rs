@@ -30,6 +30,7 @@ use serde_json::{Map, Value};
 use super::connection::Shared;
 use super::librarian::Shelf;
 use super::repositories::{Configured, Repositories};
+use super::seconds_between;
 use crate::replica::Replica;
 
 /// How long files of a storage are not read again.
@@ -186,7 +187,7 @@ impl RepositoryState {
 
     /// Days until clients refuse the whitelist; negative if they do.
     pub(super) fn whitelist_days(&self, now: UnixSeconds) -> Option<f64> {
-        Some((self.whitelist_expires?.0 - now.0) as f64 / 86_400.0)
+        Some(seconds_between(now, self.whitelist_expires?) / 86_400.0)
     }
 
     /// Snapshots that failed since the last one that ended well.
@@ -224,6 +225,11 @@ impl Configuration {
             }
         }
         configuration
+    }
+
+    /// Whether anything is configured.
+    pub(super) fn is_any(&self) -> bool {
+        !self.publishers.is_empty() || !self.replicas.is_empty()
     }
 
     /// Where storages are, by name.

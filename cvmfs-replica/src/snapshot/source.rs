@@ -84,11 +84,11 @@ impl Documents {
             Some(bytes) => bytes,
             None => source.read(&NamedFile::Manifest.into())?,
         };
-        let signed = SignedManifest::parse(&manifest_bytes).map_err(|error| at(place(NamedFile::Manifest), error))?;
+        let signed = SignedManifest::parse(&manifest_bytes).map_err(|error| at(&place(NamedFile::Manifest), error))?;
         let whitelist_bytes = source.read(&NamedFile::Whitelist.into())?;
         let whitelist = SignedWhitelist::parse(&whitelist_bytes)
             .and_then(|signed| signed.verify(name, keys, now).cloned())
-            .map_err(|error| at(place(NamedFile::Whitelist), error))?;
+            .map_err(|error| at(&place(NamedFile::Whitelist), error))?;
         let id = signed.certificate_object();
         let certificate_bytes = match object::read_small(storage, &id, CERTIFICATE_MAX) {
             // It is in the storage and has the right hash.
@@ -100,7 +100,7 @@ impl Documents {
         let manifest = whitelist
             .check_certificate(&certificate)
             .and_then(|()| signed.verify(name, &certificate).cloned())
-            .map_err(|error| at(place(NamedFile::Manifest), error))?;
+            .map_err(|error| at(&place(NamedFile::Manifest), error))?;
         Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes })
     }
 }
@@ -113,7 +113,7 @@ pub(crate) fn fetch_whitelist(source: &HttpStore, trust: Trust<'_>, certificate:
         let signed = SignedWhitelist::parse(&bytes)?;
         signed.verify(trust.name, trust.keys, trust.now)?.check_certificate(certificate)
     };
-    verify().map_err(|error| at(place, error))?;
+    verify().map_err(|error| at(&place, error))?;
     Ok(bytes)
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn stored_certificate(store: &dyn ReadStore, manifest: &SignedManifes
 }
 
 /// Names the URL of a document in an error about what it says.
-fn at(url: String, error: Error) -> Error {
+fn at(url: &str, error: Error) -> Error {
     let named = |what: String| format!("{url}: {what}");
     match error {
         Error::Untrusted { what, reason } => Error::Untrusted { what: named(what), reason },

@@ -37,7 +37,7 @@ use crate::select::Selection;
 /// How often progress is shown and cancellation looked for.
 const TICK: Duration = Duration::from_millis(100);
 /// How often what is complete is made durable and entered as proven.
-const SETTLE_INTERVAL: Duration = Duration::from_secs(60);
+const SETTLE_INTERVAL: Duration = Duration::from_mins(1);
 /// A catalog may be this much larger than declared, in bytes: declared sizes are wrong at times, and nobody minds.
 const SIZE_SLACK: u64 = 64 << 20;
 
@@ -463,7 +463,7 @@ impl Shared {
             Ok(()) => self.arrived(vec![(number, Ending::Complete)]),
             // Our own troubles are not the source's.
             Err(error @ (Error::Io { .. } | Error::Cancelled)) => return Err(error),
-            Err(error) => self.throw_away(number, is_stored, error)?,
+            Err(error) => self.throw_away(number, is_stored, &error)?,
         }
         Ok(())
     }
@@ -612,7 +612,7 @@ impl Shared {
     }
 
     /// Deals with a catalog that cannot be read: a damaged copy is fetched once more, a wrong catalog is a failure.
-    fn throw_away(&self, number: u64, is_stored: bool, error: Error) -> Result<()> {
+    fn throw_away(&self, number: u64, is_stored: bool, error: &Error) -> Result<()> {
         let (id, is_second) = {
             let mut state = self.state();
             let Some(node) = state.nodes.get_mut(&number) else { return Ok(()) };

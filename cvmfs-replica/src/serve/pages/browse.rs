@@ -155,6 +155,7 @@ fn view(shelf: &mut Shelf, place: &Place, tag: &str, path: &RepoPath) -> Result<
     let row = tree.find(path)?.ok_or_else(|| Error::not_found(format!("/{}", display(path.as_bytes()))))?;
     let listing = if row.entry.is_directory() {
         let mut rows = tree.list(path)?;
+        rows.retain(|row| !row.entry.hidden);
         rows.sort_by(|one, other| {
             let key = |row: &Row| !row.entry.is_directory();
             key(one).cmp(&key(other)).then_with(|| one.name.cmp(&other.name))

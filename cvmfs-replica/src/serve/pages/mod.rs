@@ -27,6 +27,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::answer::{ResponseBody, text};
+use super::as_float;
 use super::connection::Shared;
 use super::respond::{self, Caching};
 use super::route::Page;
@@ -141,6 +142,8 @@ fn layout(title: &str, body: &Markup) -> Markup {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                // Trees are large, and nobody searches the web for what is in them.
+                meta name="robots" content="noindex, nofollow";
                 title { (title) }
                 link rel="icon" href=(PreEscaped(ICON));
                 link rel="stylesheet" href="/style.css";
@@ -173,7 +176,7 @@ fn bytes(size: u64) -> Markup {
 
 fn short_bytes(size: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = size as f64;
+    let mut value = as_float(size);
     let mut unit = 0;
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;

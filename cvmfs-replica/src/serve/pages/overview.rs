@@ -54,7 +54,8 @@ pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
             div class="cards" { @for card in &cards { (card) } }
             p class="server" {
                 "Up for " (duration(shared.metrics.uptime().as_secs())) ", "
-                (grouped(shared.metrics.requests())) " requests, "
+                (grouped(shared.metrics.requests()))
+                @if shared.metrics.requests() == 1 { " request, " } @else { " requests, " }
                 (short_bytes(shared.metrics.bytes())) " sent. "
                 a href="/metrics" { "Metrics" } " · "
                 a href="/cvmfs/info/v1/repositories.json" { "repositories.json" }

@@ -7,6 +7,7 @@ use maud::{Markup, html};
 
 use super::short_bytes;
 use crate::serve::state::{Point, Run};
+use crate::serve::{as_float, seconds_between};
 
 /// Size of a plot and of its margins, in units of its own; the style sheet scales it.
 const WIDTH: f64 = 480.0;
@@ -19,8 +20,8 @@ const BOTTOM: f64 = 20.0;
 /// One value at one time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sample {
-    time: f64,
-    value: f64,
+    time: UnixSeconds,
+    value: u64,
 }
 
 /// Draws the past of a repository: bytes as an area, revisions as a line of steps.
@@ -28,32 +29,31 @@ struct Sample {
 /// Without two revisions at different times there is nothing to see, and no plot.
 pub(super) fn past(points: &[Point], runs: &[Run], now: UnixSeconds) -> Markup {
     let mut revisions: Vec<Sample> =
-        points.iter().map(|point| Sample { time: point.time.0 as f64, value: point.revision as f64 }).collect();
+        points.iter().map(|point| Sample { time: point.time, value: point.revision }).collect();
     // Of a source without tags, the snapshots tell the past.
     if revisions.len() < 2 {
-        let seen = runs.iter().filter_map(|run| Some(Sample { time: run.start.0 as f64, value: run.revision? as f64 }));
-        revisions.extend(seen);
+        revisions.extend(runs.iter().filter_map(|run| Some(Sample { time: run.start, value: run.revision? })));
     }
-    let mut bytes: Vec<Sample> = points
-        .iter()
-        .filter_map(|point| Some(Sample { time: point.time.0 as f64, value: point.content?.bytes as f64 }))
-        .collect();
+    let mut bytes: Vec<Sample> =
+        points.iter().filter_map(|point| Some(Sample { time: point.time, value: point.content?.bytes })).collect();
     for samples in [&mut revisions, &mut bytes] {
-        samples.sort_by(|one, other| one.time.total_cmp(&other.time));
+        samples.sort_by_key(|sample| sample.time);
     }
-    let Some(first) = revisions.first().map(|sample| sample.time) else { return html! {} };
-    let last = (now.0 as f64).max(revisions.last().map_or(first, |sample| sample.time));
-    if revisions.len() < 2 || last - first < 1.0 {
+    let (Some(oldest), Some(newest)) = (revisions.first().copied(), revisions.last().copied()) else {
+        return html! {};
+    };
+    let (first, last) = (oldest.time, now.max(newest.time));
+    if revisions.len() < 2 || first == last {
         return html! {};
     }
     let scale = Scale { first, last };
     let label = format!(
         "Revisions {} to {}, {} at last",
-        revisions[0].value,
-        revisions[revisions.len() - 1].value,
-        bytes.last().map_or_else(|| "of unknown size".to_owned(), |sample| short_bytes(sample.value as u64))
+        oldest.value,
+        newest.value,
+        bytes.last().map_or_else(|| "of unknown size".to_owned(), |sample| short_bytes(sample.value))
     );
-    let date = |time: f64| UnixSeconds(time as i64).iso()[..10].to_owned();
+    let date = |time: UnixSeconds| time.iso().split('T').next().unwrap_or_default().to_owned();
     html! {
         svg class="plot" viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(label) {
             title { (label) }
@@ -64,14 +64,14 @@ pub(super) fn past(points: &[Point], runs: &[Run], now: UnixSeconds) -> Markup {
             }
             path class="steps" d=(scale.steps(&revisions)) {}
             @for sample in dots(&revisions) {
-                circle class="dot" cx=(scale.x(sample.time)) cy=(scale.y(sample.value, top_of(&revisions))) r="2.5" {}
+                circle class="dot" cx=(scale.x(sample.time)) cy=(Scale::y(sample.value, top_of(&revisions))) r="2.5" {}
             }
             text class="key" x=(LEFT) y="13" {
-                tspan class="key-steps" { "■" } " revision " (revisions[revisions.len() - 1].value)
+                tspan class="key-steps" { "■" } " revision " (newest.value)
             }
             @if let Some(newest) = bytes.last() {
                 text class="key end" x=(WIDTH - RIGHT) y="13" {
-                    (short_bytes(newest.value as u64)) " " tspan class="key-area" { "■" }
+                    (short_bytes(newest.value)) " " tspan class="key-area" { "■" }
                 }
             }
             text class="label" x=(LEFT) y=(HEIGHT - 5.0) { (date(first)) }
@@ -85,23 +85,24 @@ fn dots(samples: &[Sample]) -> &[Sample] {
     if samples.len() > 40 { &samples[samples.len() - 1..] } else { samples }
 }
 
-fn top_of(samples: &[Sample]) -> f64 {
-    samples.iter().map(|sample| sample.value).fold(1.0, f64::max)
+fn top_of(samples: &[Sample]) -> u64 {
+    samples.iter().map(|sample| sample.value).max().unwrap_or(0).max(1)
 }
 
 /// The span of time of a plot.
 struct Scale {
-    first: f64,
-    last: f64,
+    first: UnixSeconds,
+    last: UnixSeconds,
 }
 
 impl Scale {
-    fn x(&self, time: f64) -> f64 {
-        round(LEFT + (time - self.first) / (self.last - self.first) * (WIDTH - LEFT - RIGHT))
+    fn x(&self, time: UnixSeconds) -> f64 {
+        let part = seconds_between(self.first, time) / seconds_between(self.first, self.last);
+        round(LEFT + part * (WIDTH - LEFT - RIGHT))
     }
 
-    fn y(&self, value: f64, top: f64) -> f64 {
-        round(HEIGHT - BOTTOM - value / top * (HEIGHT - BOTTOM - TOP))
+    fn y(value: u64, top: u64) -> f64 {
+        round(HEIGHT - BOTTOM - as_float(value) / as_float(top) * (HEIGHT - BOTTOM - TOP))
     }
 
     /// A value holds until the next one, and the last one until now.
@@ -109,7 +110,7 @@ impl Scale {
         let top = top_of(samples);
         let mut path = String::new();
         for (index, sample) in samples.iter().enumerate() {
-            let (x, y) = (self.x(sample.time), self.y(sample.value, top));
+            let (x, y) = (self.x(sample.time), Self::y(sample.value, top));
             let _ = if index == 0 { write!(path, "M{x} {y}") } else { write!(path, "H{x}V{y}") };
         }
         let _ = write!(path, "H{}", WIDTH - RIGHT);
@@ -133,8 +134,8 @@ mod tests {
 
     #[test]
     fn values_hold_until_the_next() {
-        let scale = Scale { first: 0.0, last: 100.0 };
-        let samples = [Sample { time: 0.0, value: 1.0 }, Sample { time: 50.0, value: 2.0 }];
+        let scale = Scale { first: UnixSeconds(0), last: UnixSeconds(100) };
+        let samples = [Sample { time: UnixSeconds(0), value: 1 }, Sample { time: UnixSeconds(50), value: 2 }];
         assert_eq!(scale.steps(&samples), "M8 76H240V22H472");
         assert_eq!(scale.area(&samples), "M8 76H240V22H472V130H8Z");
     }
