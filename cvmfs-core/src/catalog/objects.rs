@@ -86,3 +86,78 @@ fn needed(kind: ObjectKind, digest: &[u8], flags: i64) -> Result<NeededObject> {
     // A compression that we do not know does not keep an object from being copied.
     Ok(NeededObject { id: ObjectId::new(hash, kind), compression: raw.compression().unwrap_or(Compression::None) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::catalog::{Counters, Finish, FinishedCatalog, Row, WritableCatalog};
+    use crate::clock::UnixSeconds;
+    use crate::entry::{Chunk, Entry, EntryKind, FileContent, FileObjects, Mtime};
+    use crate::hash::Algorithm;
+    use crate::path::RepoPath;
+
+    fn file(path: &str, compression: Compression, external: bool, objects: FileObjects) -> Row {
+        let content = FileContent { size: 2, compression, objects, external, direct_io: false };
+        let entry = Entry { kind: EntryKind::File(content), ..Entry::directory(0o644, 0, 0, Mtime::seconds(1)) };
+        Row::new(&path.parse().unwrap(), entry)
+    }
+
+    fn whole(seed: u8) -> FileObjects {
+        FileObjects::Whole(Algorithm::Shake128.hash(&[seed]))
+    }
+
+    fn chunked(seeds: [u8; 2]) -> FileObjects {
+        let chunk = |(offset, seed)| Chunk { offset, size: 1, hash: Algorithm::Sha1.hash(&[seed]) };
+        FileObjects::Chunked { chunks: vec![chunk((0, seeds[0])), chunk((1, seeds[1]))], bulk: None }
+    }
+
+    fn catalog(scratch: &Path, files: &[Row]) -> FinishedCatalog {
+        let mut catalog = WritableCatalog::create(RepoPath::root(), scratch).unwrap();
+        catalog.add(&Row::new(&RepoPath::root(), Entry::directory(0o755, 0, 0, Mtime::seconds(1)))).unwrap();
+        for file in files {
+            catalog.add(file).unwrap();
+        }
+        let (now, previous) = (UnixSeconds(1), ContentHash::null(Algorithm::Sha1));
+        catalog.finish(&Finish { now, previous, subtree: Counters::default(), revision: None }).unwrap()
+    }
+
+    fn names(catalog: &Catalog, base: Option<&Catalog>) -> HashSet<(String, Compression)> {
+        let mut names = HashSet::new();
+        let mut add = |object: NeededObject| {
+            names.insert((object.id.to_string(), object.compression));
+            Ok(())
+        };
+        catalog.objects(base, &mut add).unwrap();
+        names
+    }
+
+    #[test]
+    fn objects_have_the_kind_algorithm_and_compression_of_their_file() {
+        use Compression::{None as Plain, Zlib};
+        let scratch = tempfile::tempdir().unwrap();
+        let sha1 = |seed: u8| format!("{}P", Algorithm::Sha1.hash(&[seed]));
+        let shake = |seed: u8| Algorithm::Shake128.hash(&[seed]).to_string();
+        let same = [file("/a", Zlib, false, whole(1)), file("/b", Plain, false, chunked([2, 3]))];
+        let old = catalog(scratch.path(), &same);
+        let old = Catalog::open(&old.file).unwrap();
+        let expected = [(shake(1), Zlib), (sha1(2), Plain), (sha1(3), Plain)];
+        assert_eq!(names(&old, None), expected.into());
+
+        let changed = [
+            file("/a", Zlib, false, whole(1)),
+            file("/b", Plain, false, chunked([2, 4])),
+            file("/c", Zlib, false, whole(2)),
+            file("/d", Zlib, true, whole(5)),
+            file("/e", Zlib, true, chunked([6, 7])),
+        ];
+        let new = catalog(scratch.path(), &changed);
+        let new = Catalog::open(&new.file).unwrap();
+        assert_eq!(names(&new, Some(&old)), [(sha1(4), Plain), (shake(2), Zlib)].into());
+        // The base may be attached again.
+        assert_eq!(names(&new, Some(&old)).len(), 2);
+        assert_eq!(names(&new, Some(&new)), HashSet::new());
+    }
+}

@@ -107,7 +107,7 @@ impl HttpStore {
     /// used.
     pub fn new(servers: Vec<Url>, options: HttpOptions) -> Result<Self> {
         let hops = options.proxies.groups().iter().flatten();
-        let hops = hops.map(|hop| Ok((hop.clone(), build_client(hop, &options)?))).collect::<Result<_>>()?;
+        let hops = hops.map(|hop| Ok((hop.clone(), build_client(hop, &servers, &options)?))).collect::<Result<_>>()?;
         // Waiting for the network takes no processor: one thread drives all connections.
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("fetch").enable_all().build();
         Ok(Self {
@@ -394,7 +394,7 @@ impl Drop for HttpStore {
 }
 
 /// Makes the client whose requests all take one way.
-fn build_client(hop: &Hop, options: &HttpOptions) -> Result<Client> {
+fn build_client(hop: &Hop, servers: &[Url], options: &HttpOptions) -> Result<Client> {
     let mut builder = Client::builder()
         // The environment is the binaries' business.
         .no_proxy()
@@ -408,6 +408,16 @@ fn build_client(hop: &Hop, options: &HttpOptions) -> Result<Client> {
     if let Hop::Through(url) = hop {
         let proxy = reqwest::Proxy::all(url.clone());
         builder = builder.proxy(proxy.map_err(|_| Error::invalid(format!("proxy {hop:?}"), "cannot be used"))?);
+    }
+    let is_plain = |url: &Url| url.scheme() == "http";
+    let is_plain_hop = match hop {
+        Hop::Direct => true,
+        Hop::Through(proxy) => is_plain(proxy),
+    };
+    let is_all_plain = options.redirects == Redirects::Refuse && is_plain_hop && servers.iter().all(is_plain);
+    if is_all_plain && options.ca_bundle.is_none() {
+        // Reading the certificates of the system would take longer than a request.
+        builder = builder.tls_certs_only([]);
     }
     if let Some(path) = &options.ca_bundle {
         let pem = std::fs::read(path).at(path)?;

@@ -148,6 +148,18 @@ impl LocalStore {
     ///
     /// For the time after a crash of the machine: what was not flushed may have its name and not its content.
     pub fn discard_damaged(&self, since: UnixSeconds, cancel: &Cancel) -> Result<u64> {
+        self.discard_if(cancel, &|id, path| {
+            if fs::metadata(path).is_ok_and(|metadata| metadata.mtime() < since.0) {
+                return Ok(false);
+            }
+            let mut hasher = Hasher::new(id.hash.algorithm());
+            io::copy(&mut File::open(path).at(path)?, &mut hasher).at(path)?;
+            Ok(hasher.finish() != id.hash)
+        })
+    }
+
+    /// Removes the objects that satisfy a condition, and returns their number.
+    pub fn discard_if(&self, cancel: &Cancel, condition: &dyn Fn(&ObjectId, &Path) -> Result<bool>) -> Result<u64> {
         let mut removed = 0;
         for first in 0..=u8::MAX {
             let directory = self.0.path.join(format!("data/{first:02x}"));
@@ -160,13 +172,7 @@ impl LocalStore {
                 let entry = entry.at(&directory)?;
                 let name = format!("{first:02x}{}", entry.file_name().to_string_lossy());
                 let Ok(id) = name.parse::<ObjectId>() else { continue };
-                if entry.metadata().is_ok_and(|metadata| metadata.mtime() < since.0) {
-                    continue;
-                }
-                let mut file = File::open(entry.path()).at(entry.path())?;
-                let mut hasher = Hasher::new(id.hash.algorithm());
-                io::copy(&mut file, &mut hasher).at(entry.path())?;
-                if hasher.finish() != id.hash {
+                if condition(&id, &entry.path())? {
                     self.discard(&id)?;
                     removed += 1;
                 }

@@ -108,8 +108,8 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     match &arguments.upstream[..] {
         "local" => {}
         "s3" => {
-            let what = "--upstream s3: S3 storage comes with the S3 backend (issue 7); until then a replica";
-            return Err(Error::Unsupported { what: what.into() });
+            let reason = "S3 storage comes with the S3 backend; use a local directory until then";
+            return Err(Error::invalid("--upstream s3", reason));
         }
         other => return Err(Error::invalid(format!("--upstream {other}"), "neither local nor s3")),
     }

@@ -5,7 +5,7 @@ use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_replica::replica::Replica;
 use cvmfs_replica::schedule::{Schedule, ScheduleOptions};
-use cvmfs_replica::snapshot::{Ending, SnapshotOptions, SnapshotOutcome, snapshot};
+use cvmfs_replica::snapshot::{Ending, FormerRevisions, SnapshotOptions, SnapshotOutcome, snapshot};
 use serde::Serialize;
 
 /// Bring replicas to the newest revision of their source
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// Go on for ever: every so many seconds, and as soon as a source that is subscribed to (CVMFS_REPLICA_SUBSCRIBE)
     /// tells of a new revision
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "180",
-        conflicts_with_all = ["skip_new", "no_wait", "accept_older", "history", "bandwidth", "max_catalog_size"])]
+        conflicts_with_all = ["skip_new", "no_wait", "accept_older", "history", "no_history", "bandwidth", "max_catalog_size"])]
     watch: Option<u64>,
     /// Leave out replicas that never had a snapshot
     #[arg(long, conflicts_with = "names")]
@@ -41,6 +41,9 @@ pub(super) struct Arguments {
     /// Fetch former revisions with the first snapshot as well
     #[arg(long)]
     history: bool,
+    /// Leave out former revisions, such as those that the source lost, unless they have a tag
+    #[arg(long, conflicts_with = "history")]
+    no_history: bool,
     /// Most bytes a second to fetch, such as 20M
     #[arg(long, value_name = "BYTES")]
     bandwidth: Option<String>,
@@ -55,7 +58,11 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     }
     let mut options = SnapshotOptions::new(now()?);
     options.accept_older = arguments.accept_older;
-    options.history = arguments.history;
+    options.former = match (arguments.history, arguments.no_history) {
+        (true, _) => FormerRevisions::All,
+        (_, true) => FormerRevisions::None,
+        _ => FormerRevisions::SinceLast,
+    };
     if arguments.no_wait {
         options.patience = Duration::ZERO;
     }

@@ -293,3 +293,60 @@ fn remove_tree(directory: &Path) -> Result<()> {
         result => result.at(directory),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured(server: &str, replica: &str) -> (tempfile::TempDir, Result<Replica>) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = ServerRoot::new(directory.path()).unwrap();
+        let alias: RepositoryName = "mirror.example.org".parse().unwrap();
+        let config = root.config_dir(&alias);
+        fs::create_dir_all(&config).unwrap();
+        fs::write(config.join("server.conf"), server).unwrap();
+        fs::write(config.join("replica.conf"), replica).unwrap();
+        (directory, Replica::load(&root, &alias))
+    }
+
+    /// The files that the reference's `add-replica` writes, and what people add.
+    #[test]
+    fn reads_the_variables_of_the_reference() {
+        let server = "CVMFS_REPOSITORY_NAME=software.example.org\nCVMFS_REPOSITORY_TYPE=stratum1\nCVMFS_USER=cvmfs\n\
+                      CVMFS_SPOOL_DIR=/spool/x\nCVMFS_STRATUM0=http://s0/cvmfs/software.example.org\n\
+                      CVMFS_STRATUM1=http://localhost/cvmfs/mirror.example.org\n\
+                      CVMFS_UPSTREAM_STORAGE=local,/srv/x/data/txn,/srv/x\nCVMFS_SNAPSHOT_GROUP=\n";
+        let usual = "CVMFS_NUM_WORKERS=16\nCVMFS_PUBLIC_KEY=/keys/a.pub:/keys/dir\nCVMFS_HTTP_TIMEOUT=7\nCVMFS_HTTP_RETRIES=2\n";
+        let (_directory, replica) = configured(server, usual);
+        let replica = replica.unwrap();
+        assert_eq!(replica.name.as_str(), "software.example.org");
+        assert_eq!((replica.storage, replica.spool), ("/srv/x".into(), "/spool/x".into()));
+        assert_eq!(replica.public_keys, [PathBuf::from("/keys/a.pub"), "/keys/dir".into()]);
+        assert_eq!((replica.owner.as_str(), replica.group.as_str(), replica.history_days), ("cvmfs", "", 3));
+        assert!(replica.is_active && !replica.is_pass_through);
+        let Transfer { max_requests, timeout, retries, .. } = replica.transfer;
+        assert_eq!((max_requests, timeout, retries), (512, Duration::from_secs(7), 2));
+
+        let more = "CVMFS_NUM_WORKERS=4\nCVMFS_REPLICA_ACTIVE=no\nCVMFS_REPLICA_FALLBACKS='http://b/;http://c/'\n\
+                    CVMFS_HTTP_PROXY=http://squid:3128\nCVMFS_REPLICA_BANDWIDTH=2M\nCVMFS_AUTO_GC_TIMESPAN='2 weeks ago'\n";
+        let (_directory, replica) = configured(server, more);
+        let replica = replica.unwrap();
+        let hosts: Vec<_> = replica.sources.iter().filter_map(Url::host_str).collect();
+        assert_eq!(hosts, ["s0", "b", "c"]);
+        assert_eq!((replica.is_active, replica.history_days), (false, 14));
+        assert_eq!((replica.transfer.max_requests, replica.transfer.bytes_per_second), (4, Some(2 << 20)));
+        assert_eq!(format!("{:?}", replica.transfer.proxies), "[[http://squid:3128/]]");
+    }
+
+    #[test]
+    fn impossible_configurations_are_refused() {
+        for (server, replica) in [
+            ("CVMFS_UPSTREAM_STORAGE=S3,/tmp,bucket@/etc/s3.conf", ""),
+            ("", "CVMFS_HTTP_TIMEOUT=soon"),
+            ("CVMFS_STRATUM0=ftp://s0/", ""),
+            ("", "CVMFS_REPLICA_BANDWIDTH=fast"),
+        ] {
+            assert!(configured(server, replica).1.is_err(), "{server}{replica}");
+        }
+    }
+}

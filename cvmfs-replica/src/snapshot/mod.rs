@@ -52,6 +52,8 @@ pub use walk::Counts;
 const WHITELIST_CHECK: i64 = 6 * 3600;
 /// A whitelist that expires in so many seconds is fetched again each time.
 const WHITELIST_SLACK: i64 = 7 * 86_400;
+/// Temporary files of this age in seconds belong to nobody.
+const ABANDONED_SECONDS: i64 = 2 * 86_400;
 /// Most bytes of a catalog, inflated, unless somebody says more.
 pub(crate) const MAX_CATALOG_SIZE: u64 = 4 << 30;
 
@@ -64,8 +66,8 @@ pub struct SnapshotOptions {
     pub patience: Duration,
     /// Take a revision that is older than the one that the replica has.
     pub accept_older: bool,
-    /// Replicate former revisions with the first snapshot as well; later ones do anyway.
-    pub history: bool,
+    /// Which former revisions come along.
+    pub former: FormerRevisions,
     /// Most bytes of a catalog, inflated.
     pub max_catalog_size: u64,
 }
@@ -73,8 +75,25 @@ pub struct SnapshotOptions {
 impl SnapshotOptions {
     /// The defaults for a run at `now`.
     pub fn new(now: UnixSeconds) -> Self {
-        Self { now, patience: Duration::MAX, accept_older: false, history: false, max_catalog_size: MAX_CATALOG_SIZE }
+        Self {
+            now,
+            patience: Duration::MAX,
+            accept_older: false,
+            former: FormerRevisions::SinceLast,
+            max_catalog_size: MAX_CATALOG_SIZE,
+        }
     }
+}
+
+/// Which revisions before the newest one a snapshot replicates, besides those with tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormerRevisions {
+    /// Those since the last snapshot; none with the first one.
+    SinceLast,
+    /// All that the replica lacks, also with the first one.
+    All,
+    /// None.
+    None,
 }
 
 /// How a snapshot ended, if not with an error.
@@ -221,6 +240,7 @@ impl<'a> Run<'a> {
         self.publish(&walk, &documents)?;
         unfinished.end()?;
         drop(snapshotting);
+        self.tidy_up()?;
         status::set_last_snapshot(&*self.store, self.options.now)?;
         let Manifest { revision, root_catalog, .. } = documents.manifest;
         Ok(SnapshotOutcome {
@@ -307,7 +327,7 @@ impl<'a> Run<'a> {
         Ok(Setting {
             source: Arc::clone(&self.source),
             target: Box::new(Storage { store: storage, scratch: scratch.clone() }),
-            waiting: Arc::new(LocalStore::create(self.replica.spool.join("catalogs"))?),
+            waiting: Arc::new(LocalStore::create(self.waiting())?),
             proven,
             selection: self.replica.selection.clone(),
             scratch,
@@ -315,6 +335,19 @@ impl<'a> Run<'a> {
             queue: self.replica.transfer.queue_options(),
             cancel: self.cancel.clone(),
         })
+    }
+
+    /// Removes what runs that were killed left behind.
+    fn tidy_up(&self) -> Result<()> {
+        self.store.remove_abandoned(UnixSeconds(self.options.now.0 - ABANDONED_SECONDS))?;
+        let waiting = LocalStore::open(self.waiting())?;
+        waiting.discard_if(self.cancel, &|id, _| Ok(self.store.size(&(*id).into())?.is_some()))?;
+        Ok(())
+    }
+
+    /// Where catalogs are that are fetched and not complete.
+    fn waiting(&self) -> PathBuf {
+        self.replica.spool.join("catalogs")
     }
 
     /// Makes the new revision the one that the replica has.

@@ -146,3 +146,45 @@ fn key(hash: ContentHash) -> Vec<u8> {
     key.push(u8::try_from(number).unwrap_or(u8::MAX));
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_proven_is_so_for_one_selection() {
+        let spool = tempfile::tempdir().unwrap();
+        let hash = Algorithm::Rmd160.hash(b"catalog");
+        let all = Proven::open(spool.path(), "").unwrap();
+        all.insert(&[hash]).unwrap();
+        assert!(all.contains(hash).unwrap());
+        assert!(!all.contains(ContentHash::new(Algorithm::Sha1, *hash.digest())).unwrap());
+        assert!(!Proven::open(spool.path(), "part").unwrap().contains(hash).unwrap());
+        all.remove(hash).unwrap();
+        assert!(!all.contains(hash).unwrap());
+    }
+
+    #[test]
+    fn a_run_that_began_is_not_good_until_it_ended() {
+        let spool = tempfile::tempdir().unwrap();
+        let proven = Proven::open(spool.path(), "").unwrap();
+        let root = Algorithm::Sha1.hash(b"root");
+        assert_eq!(proven.last_good().unwrap(), None);
+        proven.add_root(root).unwrap();
+        let good = LastGood { key: "key".into(), whitelist_checked: UnixSeconds(7) };
+        assert_eq!(proven.roots().unwrap(), [root]);
+        proven.end(&good).unwrap();
+        assert_eq!((proven.last_good().unwrap(), proven.roots().unwrap()), (Some(good), vec![]));
+        proven.begin().unwrap();
+        assert_eq!(proven.last_good().unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_database_is_made_anew() {
+        let spool = tempfile::tempdir().unwrap();
+        std::fs::write(spool.path().join("proven.db"), "no database, but long enough to be taken for one".repeat(100))
+            .unwrap();
+        let proven = Proven::open(spool.path(), "").unwrap();
+        assert_eq!(proven.last_good().unwrap(), None);
+    }
+}

@@ -133,9 +133,11 @@ pub(crate) fn check_source(
 /// Fails unless the source wants to be replicated.
 pub(crate) fn check_open(source: &HttpStore) -> Result<()> {
     let key = Key::Named(NamedFile::MasterReplica);
-    match source.size(&key)? {
-        Some(_) => Ok(()),
-        None => {
+    match source.size(&key) {
+        // Some servers do not tell the size of what is there.
+        Ok(Some(_)) | Err(Error::Malformed { .. }) => Ok(()),
+        Err(error) => Err(error),
+        Ok(None) => {
             let reason = "the source is not open for replication: it has no such file";
             Err(Error::Refused { what: source.describe(&key), reason: reason.into() })
         }

@@ -9,9 +9,9 @@ use cvmfs_core::history::{History, Tag};
 use cvmfs_core::manifest::Manifest;
 use cvmfs_core::progress::Progress;
 
-use super::Run;
 use super::failures::Failures;
 use super::walk::{Ending, Root, Walk};
+use super::{FormerRevisions, Run};
 
 /// What could not be completed.
 #[derive(Debug, Default)]
@@ -30,7 +30,12 @@ pub(super) fn complete(run: &Run<'_>, walk: &Walk, manifest: &Manifest, progress
 
     // Newest first. A root catalog that is in the storage stands for those before it, too.
     let mut line = vec![(head.catalog, ending)];
-    if !was_proven && ending == Ending::Complete && (run.options.history || run.replica.is_complete()) {
+    let takes_former = match run.options.former {
+        FormerRevisions::SinceLast => run.replica.is_complete(),
+        FormerRevisions::All => true,
+        FormerRevisions::None => false,
+    };
+    if !was_proven && ending == Ending::Complete && takes_former {
         let oldest = manifest.garbage_collectable.then(|| days_ago(run.options.now, run.replica.history_days));
         let oldest = oldest.max(run.replica.selection.oldest(run.options.now));
         line.extend(trees.complete_former(walk, head, oldest, manifest.garbage_collectable, progress)?);

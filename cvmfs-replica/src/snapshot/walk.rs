@@ -26,7 +26,6 @@ use cvmfs_core::fetch::HttpStore;
 use cvmfs_core::fetch::queue::{Fetched, ObjectQueue, QueueOptions};
 use cvmfs_core::hash::{ContentHash, ObjectId};
 use cvmfs_core::object::{self, VerifyingReader};
-use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::{Cancel, Progress};
 use cvmfs_core::storage::{Key, ReadStore as _, WriteStore};
 
@@ -164,7 +163,6 @@ struct State {
 /// A catalog that is not complete.
 struct Node {
     catalog: ContentHash,
-    path: RepoPath,
     size: Option<u64>,
     base: Option<ContentHash>,
     is_root: bool,
@@ -221,7 +219,7 @@ impl Walk {
     pub(crate) fn complete(&self, roots: &[Root], progress: &dyn Progress) -> Result<HashMap<ContentHash, Ending>> {
         let shared = &*self.shared;
         for root in roots {
-            shared.enter(None, root.catalog, &RepoPath::root(), root.size, root.base)?;
+            shared.enter(None, root.catalog, root.size, root.base)?;
         }
         let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
         thread::scope(|scope| {
@@ -391,7 +389,6 @@ impl Shared {
         &self,
         parent: Option<u64>,
         catalog: ContentHash,
-        path: &RepoPath,
         size: Option<u64>,
         base: Option<ContentHash>,
     ) -> Result<()> {
@@ -418,7 +415,6 @@ impl Shared {
         let number = state.last_node;
         let node = Node {
             catalog,
-            path: path.clone(),
             size,
             base,
             is_root: parent.is_none(),
@@ -438,10 +434,10 @@ impl Shared {
 
     /// Looks up what a catalog reaches and has the rest fetched.
     fn scan(&self, number: u64) -> Result<()> {
-        let (hash, path, size, base) = {
+        let (hash, size, base) = {
             let state = self.state();
             let Some(node) = state.nodes.get(&number) else { return Ok(()) };
-            (node.catalog, node.path.clone(), node.size, node.base)
+            (node.catalog, node.size, node.base)
         };
         let id = ObjectId::catalog(hash);
         let limit = self.size_limit(size);
@@ -457,7 +453,7 @@ impl Shared {
             if let Some(node) = self.state().nodes.get_mut(&number) {
                 node.is_stored = is_stored;
             }
-            self.scan_catalog(number, &catalog, &path, base)
+            self.scan_catalog(number, &catalog, base)
         });
         match scanned {
             Ok(()) => self.arrived(vec![(number, Ending::Complete)]),
@@ -468,18 +464,14 @@ impl Shared {
         Ok(())
     }
 
-    fn scan_catalog(&self, number: u64, catalog: &Catalog, path: &RepoPath, base: Option<ContentHash>) -> Result<()> {
-        let root = catalog.root()?;
-        if root != *path {
-            return Err(Error::malformed("catalog", format!("it is for {root}, not for {path}")));
-        }
+    fn scan_catalog(&self, number: u64, catalog: &Catalog, base: Option<ContentHash>) -> Result<()> {
         let base = self.open_base([base, catalog.previous()?])?;
         for nested in catalog.nested()? {
             if !self.setting.selection.has_path(&nested.path) {
                 continue;
             }
             let similar = base.as_ref().map(|base| base.nested_at(&nested.path)).transpose()?.flatten();
-            self.enter(Some(number), nested.hash, &nested.path, nested.size, similar.map(|similar| similar.hash))?;
+            self.enter(Some(number), nested.hash, nested.size, similar.map(|similar| similar.hash))?;
         }
         let mut looked_up = 0;
         let result = catalog.objects(base.as_ref(), &mut |object| {
@@ -581,6 +573,8 @@ impl Shared {
     fn arrived(&self, mut arrived: Vec<(u64, Ending)>) {
         let mut state = self.state();
         let state = &mut *state;
+        // Whoever waits is woken for what concerns him, not for each object.
+        let mut is_news = false;
         while let Some((number, ending)) = arrived.pop() {
             let Some(node) = state.nodes.get_mut(&number) else { continue };
             node.ending = node.ending.max(ending);
@@ -591,6 +585,7 @@ impl Shared {
             if node.ending == Ending::Complete && !node.is_stored && !node.is_root {
                 node.waits_for = 1;
                 state.jobs.push(Job::Store(number));
+                is_news = true;
                 continue;
             }
             let Some(node) = state.nodes.remove(&number) else { continue };
@@ -605,10 +600,13 @@ impl Shared {
             }
             if node.is_root {
                 state.endings.insert(node.catalog, node.ending);
+                is_news = true;
             }
             arrived.extend(node.parents.into_iter().map(|parent| (parent, node.ending)));
         }
-        self.changed.notify_all();
+        if is_news {
+            self.changed.notify_all();
+        }
     }
 
     /// Deals with a catalog that cannot be read: a damaged copy is fetched once more, a wrong catalog is a failure.
