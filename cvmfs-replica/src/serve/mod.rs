@@ -235,7 +235,6 @@ fn prepare(repositories: Repositories, options: ServeOptions) -> Result<Shared> 
         geo: RwLock::new(geo),
         tls: options.tls.clone().map(Tls::open).transpose()?,
         puller: Puller::new(),
-        bundles: Arc::new(Semaphore::new(options.max_bundles.min(Semaphore::MAX_PERMITS))),
         repositories: Arc::new(repositories),
         options,
     };
