@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Times `cvmfs-replica snapshot` beside `curl -Z --parallel-max 16` of the same objects, from the same server.
+"""Times `cvmfs-replica snapshot` beside curl, which fetches the same objects and verifies nothing.
 
-  local     100,000 small objects (OBJECTS in the environment: another number) on the loopback device
-  far       10,000 objects, with a round trip of 20 ms
+  loopback    the first snapshot of a repository of 100,000 small objects, from nginx on this machine
+  20 ms       10,000 objects, from nginx behind a line with a round trip of 20 ms
+  bundles     the same, from `cvmfs-replica serve`, which answers many objects at once
+  unchanged   a snapshot that finds nothing new: the whole program, one request
 
-The rows of each: curl; a snapshot by single requests; a snapshot with bundles; and one that finds nothing new. A snapshot
-verifies and stores what curl only stores. Everything is on this machine and in memory (/dev/shm) if there is room, so the
-server takes its part of the processors. Times are medians of RUNS runs (3); CPU is that of the program in the row alone, and
-the peak of memory the largest.
+Everything is in memory (/dev/shm) if there is room. The two programs take turns; each row is the median of three runs.
 
-`./dev bench replica` runs it; BIN is the directory of the programs.
+`./dev bench replica` runs it; BIN is the directory of the programs, SLOW_LINE the program that delays.
 """
 
 import os
+import pathlib
+import random
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,144 +24,176 @@ import tempfile
 import time
 
 NAME = "bench.example.org"
-RUNS = int(os.environ.get("RUNS", 3))
-OBJECTS = int(os.environ.get("OBJECTS", 100_000))
-FAR_OBJECTS = OBJECTS // 10
-ROUND_TRIP = 20
-DIRECTORY_FILES = 2000
+RUNS = 3
+MANY, FEW, DIRECTORY_FILES = 100_000, 10_000, 1000
+ROUND_TRIP_MS = 20
+PARALLEL = 16
 
-
-class Server:
-    """A server of a site."""
-
-    def __init__(self, site, *options):
-        command = [program("cvmfs-replica"), "--root", site, "serve", "--listen", "127.0.0.1:0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.address = self.process.stderr.readline().split()[1].split("/")[2]
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-
-
-class SlowLine:
-    """A long way to a server."""
-
-    def __init__(self, address, milliseconds):
-        command = [program("examples/slow_line"), address, str(milliseconds)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.address = self.process.stdout.readline().strip()
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
-class Bench:
-    def __init__(self, directory, files):
-        self.directory = directory
-        self.site = self.path("site")
-        self.make_site(files)
-
-    def path(self, *names):
-        return os.path.join(self.directory, *names)
-
-    def make_site(self, files):
-        for number in range(files):
-            directory = self.path("tree", "%03d" % (number // DIRECTORY_FILES))
-            if number % DIRECTORY_FILES == 0:
-                os.makedirs(directory)
-                open(os.path.join(directory, ".cvmfscatalog"), "w").close()
-            with open(os.path.join(directory, "file%04d" % (number % DIRECTORY_FILES)), "wb") as out:
-                out.write(os.urandom(200 + number * 37 % 3000))
-        environment = dict(os.environ, CVMFS_SERVER_ROOT=self.site, CVMFS_REPO=NAME)
-        subprocess.run([program("cvmfs-publish"), "-q", "mkfs", NAME], env=environment, check=True)
-        publish = [program("cvmfs-publish"), "-q", "publish", "--from", self.path("tree")]
-        subprocess.run(publish, env=environment, check=True)
-        shutil.rmtree(self.path("tree"))
-        data = os.path.join(self.site, "srv/cvmfs", NAME, "data")
-        self.objects = [(first, name) for first in os.listdir(data) if first != "txn"
-                        for name in os.listdir(os.path.join(data, first))]
-
-    def curl(self, address):
-        shutil.rmtree(self.path("curl"), ignore_errors=True)
-        os.mkdir(self.path("curl"))
-        with open(self.path("urls"), "w") as out:
-            for first, name in self.objects:
-                out.write("url=http://%s/cvmfs/%s/data/%s/%s\noutput=%s/%s%s\n"
-                          % (address, NAME, first, name, self.path("curl"), first, name))
-        command = ["curl", "-s", "--no-progress-meter", "--noproxy", "*", "-Z", "--parallel-max", "16", "-K", self.path("urls")]
-        return measure(command, os.environ)
-
-    def snapshots(self, address):
-        """A first snapshot, and one that finds nothing new."""
-        root = self.path("replica")
-        shutil.rmtree(root, ignore_errors=True)
-        environment = dict(os.environ, CVMFS_SERVER_ROOT=root)
-        key = os.path.join(self.site, "etc/cvmfs/keys", NAME + ".pub")
-        add = [program("cvmfs-replica"), "-q", "add-replica", "--stratum0", "http://%s/cvmfs/%s" % (address, NAME),
-               "--public-key", key]
-        subprocess.run(add, env=environment, check=True, stdout=subprocess.DEVNULL)
-        snapshot = [program("cvmfs-replica"), "-q", "snapshot"]
-        first = measure(snapshot, environment)
-        data = os.path.join(root, "srv/cvmfs", NAME, "data")
-        stored = sum(len(os.listdir(os.path.join(data, name))) for name in os.listdir(data))
-        if stored < len(self.objects) - 2:
-            sys.exit("bench: %d of %d objects were replicated" % (stored, len(self.objects)))
-        return first, measure(snapshot, environment)
+NGINX = """
+daemon off;
+worker_processes 2;
+pid {work}/nginx.pid;
+error_log {work}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    sendfile on;
+    keepalive_requests 1000000;
+    client_body_temp_path {work}/temp; proxy_temp_path {work}/temp; fastcgi_temp_path {work}/temp;
+    uwsgi_temp_path {work}/temp; scgi_temp_path {work}/temp;
+    server {{ listen 127.0.0.1:{port}; root {site}/srv; }}
+}}
+"""
 
 
 def main():
     memory = "/dev/shm"
-    place = memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 * 10**9 else None
-    print("%d cores, load %.1f\n" % (os.cpu_count(), os.getloadavg()[0]))
-    print("| work | seconds | CPU seconds | peak, MiB | objects/s |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
-    for name, files, delay in (("local", OBJECTS, 0), ("far", FAR_OBJECTS, ROUND_TRIP)):
-        directory = tempfile.mkdtemp(prefix="cvmfs-bench.", dir=place)
-        try:
-            run(name, Bench(directory, files), delay)
-        finally:
-            shutil.rmtree(directory)
-
-
-def run(name, bench, delay):
-    servers = {"single": Server(bench.site, "--max-bundles", "0"), "bundles": Server(bench.site)}
-    lines = {kind: SlowLine(server.address, delay) if delay else None for kind, server in servers.items()}
-    address = {kind: (lines[kind] or server).address for kind, server in servers.items()}
-    rows = {"curl -Z": [], "snapshot": [], "snapshot, bundles": [], "nothing new": []}
+    place = memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 6 * 10**9 else None
+    work = pathlib.Path(tempfile.mkdtemp(prefix="cvmfs-bench.", dir=place))
+    # The workers of nginx are another user.
+    work.chmod(0o755)
+    bench = Bench(work)
     try:
-        # Turn by turn: all see the same disturbance.
-        for _ in range(RUNS):
-            rows["curl -Z"].append(bench.curl(address["single"]))
-            rows["snapshot"].append(bench.snapshots(address["single"])[0])
-            bundled, unchanged = bench.snapshots(address["bundles"])
-            rows["snapshot, bundles"].append(bundled)
-            rows["nothing new"].append(unchanged)
+        print("%d cores, load %.1f\n" % (os.cpu_count(), os.getloadavg()[0]))
+        print("| work | snapshot | curl -Z --parallel-max %d | ratio | peak memory of the snapshot |" % PARALLEL)
+        print("| --- | --- | --- | --- | --- |")
+        bench.publish("many", MANY)
+        bench.publish("few", FEW)
+        many, few = bench.start_nginx("many"), bench.start_nginx("few")
+        bench.row("loopback, %d objects" % MANY, "many", many)
+        bench.row("unchanged", "many", many, first=False)
+        bench.row("%d ms, %d objects" % (ROUND_TRIP_MS, FEW), "few", bench.start_line(few))
+        bench.row("%d ms, bundles" % ROUND_TRIP_MS, "few", bench.start_line(bench.start_serve("few")))
     finally:
-        for process in [*servers.values(), *filter(None, lines.values())]:
-            process.stop()
-    for row, runs in rows.items():
-        seconds, cpu = (statistics.median(run[column] for run in runs) for column in (0, 1))
-        rate = "" if row == "nothing new" else "%.0f" % (len(bench.objects) / seconds)
-        print("| %s: %s | %.3f | %.2f | %d | %s |" % (name, row, seconds, cpu, max(run[2] for run in runs), rate), flush=True)
+        bench.stop()
+        shutil.rmtree(work)
+    return 0
 
 
-def measure(command, environment):
-    """Wall seconds, CPU seconds, and the peak of memory in MiB."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        sys.exit("bench: exit code %d of %s" % (process.returncode, " ".join(command)))
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
+class Bench:
+    def __init__(self, work):
+        self.work = work
+        self.processes = []
+
+    def publish(self, site, files):
+        """Makes a repository of so many files of some kilobytes, in directories that are nested catalogs."""
+        generator = random.Random(files)
+        tree = self.work / "tree"
+        for number in range(files // DIRECTORY_FILES):
+            directory = tree / ("%03d" % number)
+            directory.mkdir(parents=True)
+            (directory / ".cvmfscatalog").touch()
+            for file in range(DIRECTORY_FILES):
+                (directory / str(file)).write_bytes(generator.randbytes(generator.randrange(100, 6000)))
+        self.run([program("cvmfs-publish"), "-q", "--root", self.work / site, "mkfs", NAME])
+        self.run([program("cvmfs-publish"), "-q", "--root", self.work / site, "publish", "--from", tree])
+        shutil.rmtree(tree)
+        storage = self.work / site / "srv/cvmfs" / NAME
+        (storage / ".cvmfs_master_replica").touch()
+        objects = [path.relative_to(storage) for path in storage.glob("data/??/*")]
+        (self.work / (site + ".objects")).write_text("".join("%s\n" % path for path in objects))
+
+    def row(self, name, site, port, first=True):
+        url = "http://127.0.0.1:%d/cvmfs/%s" % (port, NAME)
+        runs, memory, yardsticks = [], 0, []
+        for _ in range(RUNS):
+            if first or not runs:
+                self.add_replica(site, url)
+            if first:
+                yardsticks.append(self.curl(site, url))
+            elif not runs:
+                self.run(self.replica("snapshot"))
+            seconds, peak = self.run(self.replica("snapshot"))
+            runs.append(seconds)
+            memory = max(memory, peak)
+            if first:
+                self.check(site)
+        seconds = statistics.median(runs)
+        curl = statistics.median(yardsticks) if yardsticks else None
+        beside = "%.2f s | %.2f" % (curl, seconds / curl) if curl else "| "
+        print("| %s | %.3f s | %s | %d MiB |" % (name, seconds, beside, memory // 1024), flush=True)
+
+    def replica(self, *arguments):
+        return [program("cvmfs-replica"), "-q", "--root", self.work / "replica", *arguments]
+
+    def add_replica(self, site, url):
+        shutil.rmtree(self.work / "replica", ignore_errors=True)
+        key = self.work / site / "etc/cvmfs/keys" / (NAME + ".pub")
+        self.run(self.replica("add-replica", "--stratum0", url, "--public-key", key))
+
+    def check(self, site):
+        """All objects are there."""
+        copy = self.work / "replica/srv/cvmfs" / NAME
+        missing = [path for path in (self.work / (site + ".objects")).read_text().split() if not (copy / path).is_file()]
+        # The first snapshot leaves out what no revision of it reaches: the catalogs of the empty first revision.
+        if len(missing) > 3:
+            sys.exit("bench: %d objects are not in the replica, such as %s" % (len(missing), missing[0]))
+
+    def curl(self, site, url):
+        copy = self.work / "curl"
+        for number in range(256):
+            (copy / "data" / ("%02x" % number)).mkdir(parents=True)
+        paths = (self.work / (site + ".objects")).read_text().split()
+        (self.work / "curl.list").write_text("".join('url = "%s/%s"\noutput = "%s/%s"\n' % (url, path, copy, path) for path in paths))
+        seconds, _ = self.run(["curl", "--noproxy", "*", "-sS", "--fail", "-Z", "--parallel-max", str(PARALLEL), "-K", self.work / "curl.list"])
+        shutil.rmtree(copy)
+        return seconds
+
+    def start_nginx(self, site):
+        port = free_port()
+        own = self.work / ("nginx-%d" % port)
+        own.mkdir()
+        (own / "nginx.conf").write_text(NGINX.format(work=own, site=self.work / site, port=port))
+        self.start(["nginx", "-c", own / "nginx.conf"], port)
+        return port
+
+    def start_serve(self, site):
+        port = free_port()
+        self.start([program("cvmfs-replica"), "-q", "--root", self.work / site, "serve", "--listen", "127.0.0.1:%d" % port], port)
+        return port
+
+    def start_line(self, port):
+        """A server on the other side of a long line."""
+        command = [os.environ["SLOW_LINE"], "127.0.0.1:%d" % port, str(ROUND_TRIP_MS)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        return int(process.stdout.readline().strip().rpartition(":")[2])
+
+    def start(self, command, port):
+        self.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        for _ in range(100):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.1)
+        sys.exit("bench: nothing listens for %s" % command[0])
+
+    def stop(self):
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+
+    def run(self, command):
+        """Seconds and peak memory in KiB."""
+        started = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            sys.exit("bench: exit code %d of %s" % (process.returncode, " ".join(map(str, command))))
+        return seconds, usage.ru_maxrss
 
 
 def program(name):
     return os.path.join(os.environ["BIN"], name)
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -230,7 +230,7 @@ fn snapshots_go_around_what_squid_has_wrong() {
         let (_, content) = poison.iter().find(|(wrong, _)| nth == 0 && path == wrong)?;
         let mut content = content.clone();
         *content.last_mut()? ^= 1;
-        Some(Fault::Headed("Cache-Control: max-age=259200\r\n", content))
+        Some(Fault::Headed("Expires: Thu, 01 Jan 2099 00:00:00 GMT\r\n", content))
     });
     let squid = Squid::start();
     for (path, content) in &wrong {

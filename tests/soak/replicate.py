@@ -40,7 +40,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=600, help="how long [600]")
     parser.add_argument("--short", dest="seconds", action="store_const", const=40, help="the same as --seconds 40")
     parser.add_argument("--seed", type=int, default=None, help="repeat the trees of another run")
-    options = parser.parse_args()
+    # The other soak has options of its own.
+    options, _ = parser.parse_known_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     print("soak: replication for %d s, seed %d" % (options.seconds, seed), flush=True)
     directory = pathlib.Path(tempfile.mkdtemp(prefix="cvmfs-soak."))

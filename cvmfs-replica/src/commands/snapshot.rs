@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// Go on for ever: every so many seconds, and as soon as a source that is subscribed to (CVMFS_REPLICA_SUBSCRIBE)
     /// tells of a new revision
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "180",
-        conflicts_with_all = ["skip_new", "no_wait", "accept_older", "history", "bandwidth", "max_catalog_size"])]
+        conflicts_with_all = ["skip_new", "no_wait", "accept_older", "history", "no_history", "bandwidth", "max_catalog_size"])]
     watch: Option<u64>,
     /// Leave out replicas that never had a snapshot
     #[arg(long, conflicts_with = "names")]

@@ -299,14 +299,14 @@ impl ObjectQueue {
 
     /// Waits for a result; they come in the order in which the work on them ends.
     ///
-    /// `None` after [`close`](Self::close), when every request had its result.
+    /// `None` after [`close`](Self::close), or once everything was cancelled, when every request had its result.
     pub fn next_result(&self) -> Option<Fetched> {
         let mut state = self.shared.state();
         loop {
             if let Some(result) = state.results.pop_front() {
                 return Some(result);
             }
-            if state.closed && state.open.is_empty() {
+            if (state.closed || self.shared.is_stopped()) && state.open.is_empty() {
                 return None;
             }
             state = wait(&self.shared.finished, state);
