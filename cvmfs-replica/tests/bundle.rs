@@ -44,7 +44,7 @@ fn fetch(address: SocketAddr, bundles: Bundles, objects: &BTreeMap<ObjectId, Vec
         queue.request(*id, 0).expect("not cancelled");
     }
     queue.close();
-    let fetched = std::iter::from_fn(|| queue.next_result()).map(|fetched| fetched.result.expect("an object")).count();
+    let fetched = std::iter::from_fn(|| queue.next_result()).filter(|fetched| fetched.result.is_ok()).count();
     let elapsed = started.elapsed();
     assert_eq!(fetched, objects.len());
     for (id, content) in objects {
