@@ -4,7 +4,7 @@
 //! 2. The source must be open for replication; whitelist, certificate and manifest must verify, and must not be older
 //!    than ours. A source whose documents do not verify is left for the next one.
 //! 3. Certificate, meta info and tag database: kept as they are stored at the source.
-//! 4. Complete the trees: the newest revision, those before it, those with tags ([`walk`]). Root catalogs are stored
+//! 4. Complete the trees: the newest revision, those before it, those with tags (`walk`). Root catalogs are stored
 //!    when their tree is complete, a former revision before those that came after it.
 //! 5. If anything could not be had, everything else is there now, and the old revision stays.
 //! 6. Flush, reflog, whitelist, and **the manifest last**; then the files that monitors read.
