@@ -174,7 +174,7 @@ fn cancelling_ends_what_is_under_way() {
     let requested = std::thread::scope(|scope| {
         let requester = scope.spawn(|| {
             // Blocks when 5 objects wait for the 32 at which the server hangs.
-            (0_u64..1000).take_while(|&token| queue.request(object(&token.to_le_bytes()), token).is_ok()).count()
+            (0..1000_u64).take_while(|&token| queue.request(object(&token.to_le_bytes()), token).is_ok()).count()
         });
         std::thread::sleep(Duration::from_millis(100));
         cancel.cancel();

@@ -450,8 +450,8 @@ fn documents_that_are_something_else() {
     for document in [MANIFEST, WHITELIST] {
         let large = vec![b'x'; 2_000_000];
         for content in [&b""[..], b"<html>It works!</html>", &[0; 5000], b"C\nB\nS\n--\n", &large] {
-            let mut victim = Victim::new();
             let content = content.to_vec();
+            let mut victim = Victim::new();
             let source = victim.source(move |path, _| (path == document).then(|| Fault::Content(content.clone())));
             victim.assert_fails(&source.url(document), "");
         }
