@@ -14,7 +14,7 @@ use std::time::Instant;
 use support::{Listing, Site, make_tree, pack, run, source_listing};
 
 /// Kills at so many moments.
-const KILLS: u32 = 20;
+const KILLS: u32 = 8;
 
 const SIGKILL: i32 = 9;
 

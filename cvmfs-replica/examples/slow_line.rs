@@ -1,6 +1,5 @@
 //! Puts a long way before a server, for measuring: `slow_line SERVER MILLISECONDS` prints its address and stays.
 #![expect(clippy::print_stdout, reason = "says where it listens")]
-#![expect(clippy::print_stdout, reason = "its address is what it tells")]
 
 #[path = "../tests/harness/slow_line.rs"]
 mod slow_line;

@@ -36,7 +36,7 @@ DIRECTORIES = 20
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="how many kills [200]")
-    parser.add_argument("--short", dest="count", action="store_const", const=20, help="the same as --count 20")
+    parser.add_argument("--short", dest="count", action="store_const", const=8, help="the same as --count 8")
     parser.add_argument("--seed", type=int, default=None, help="repeat the trees and moments of another run")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)

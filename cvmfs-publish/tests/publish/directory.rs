@@ -312,7 +312,7 @@ fn what_no_repository_can_have_is_refused_before_anything_is_stored() {
         ("mkdir s; touch s/.cvmfscatalog", "", "/.cvmfscatalog"),
         ("mkdir -p s/d/.cvmfscatalog", "", "/d/.cvmfscatalog"),
         ("mkdir -p s; touch s/f", ".cvmfs/x", "/.cvmfs/x"),
-        ("mkdir s; head -c 1100000 /dev/zero >s/large", "", "s/large"),
+        ("mkdir s; head -c 1100000 /dev/zero >s/large", "", "/large has 1100000 bytes"),
     ] {
         site.configure("CVMFS_FILE_MBYTE_LIMIT", "1");
         site.configure("CVMFS_ENFORCE_LIMITS", "true");
@@ -356,7 +356,7 @@ fn a_catalog_that_would_be_too_large_is_refused_before_anything_is_stored() {
     shell(&site, "s", "for n in {1..300}; do echo c$n >c/more$n; done");
     publish(&site, "s", &["--transaction"]);
     shell(&site, "s", "for n in {1..300}; do echo d$n >d$n; done");
-    refused(&["--transaction"], "the catalog at / has 1102 entries");
+    refused(&["--transaction"], "the catalog at / has 1103 entries");
     site.publish(&["publish"]).ok();
     site.check(&[]);
 }

@@ -118,7 +118,7 @@ fn check(seed: u64, more: &[&str]) {
     let site = Site::with_repository(&["--no-autotags"]);
     let top = site.path("tree");
     fs::create_dir(&top).expect("mkdir");
-    for round in 0..8 {
+    for round in 0..3 {
         for _ in 0..[60, 1, 3, 10, 25][chance.below(5)] {
             edit(&mut chance, &top);
         }

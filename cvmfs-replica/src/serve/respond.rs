@@ -51,6 +51,8 @@ pub(super) struct Representation {
     content_type: &'static str,
     max_age: u32,
     immutable: bool,
+    /// Whether a browser would show it.
+    is_sandboxed: bool,
 }
 
 impl Representation {
@@ -74,6 +76,7 @@ impl Representation {
             content_type,
             max_age,
             immutable: object.is_some(),
+            is_sandboxed: kind == Kind::Statistics,
         }
     }
 }
@@ -89,6 +92,7 @@ impl Representation {
             content_type,
             max_age: MUTABLE_MAX_AGE,
             immutable: false,
+            is_sandboxed: false,
         }
     }
 
@@ -154,6 +158,12 @@ pub(super) fn file_head(selection: Selection, file: &Representation, now: System
         head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(file.content_type));
         head.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         head.headers_mut().insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
+    if file.is_sandboxed {
+        // Whatever is in there, it is not a part of our own pages.
+        let policy = HeaderValue::from_static("default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox");
+        head.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+        head.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
     if let Selection::Part { start, end } = selection {
         put(&mut head, header::CONTENT_RANGE, format!("bytes {start}-{}/{}", end - 1, file.size));
