@@ -10,7 +10,7 @@ use cvmfs_core::manifest::SignedManifest;
 use cvmfs_core::object::read_small;
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::server::ServerRoot;
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore};
+use cvmfs_core::storage::NamedFile;
 use cvmfs_core::trust::keys::{Certificate, PublicKey};
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 use cvmfs_publish::mkfs::{self, mkfs};
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let name: RepositoryName = "software.example.org".parse()?;
     let now = UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().try_into()?);
     let made = mkfs(&ServerRoot::new(directory.path())?, &name, &mkfs::Options::new(now))?;
-    let store = LocalStore::open(made.storage)?;
+    let store = made.storage.open()?;
 
     // 1. The master key, which the reader has from elsewhere, vouches for a list of certificates.
     let master = PublicKey::from_pem("master key", &fs::read(made.public_key)?)?;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // 2. The manifest names the certificate that it is signed with. It has to be one of those.
     let bytes = store.read(&NamedFile::Manifest.into())?;
     let manifest = SignedManifest::parse(&bytes)?;
-    let pem = read_small(&store, &manifest.certificate_object(), 64 * 1024)?;
+    let pem = read_small(&*store, &manifest.certificate_object(), 64 * 1024)?;
     let certificate = Certificate::from_pem("certificate", pem)?;
     whitelist.check_certificate(&certificate)?;
 

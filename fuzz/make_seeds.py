@@ -7,6 +7,7 @@ of several tools. Files that are named `found-*` are inputs that once failed; th
 
 import glob
 import io
+import json
 import os
 import shutil
 import struct
@@ -127,6 +128,18 @@ def small_formats():
              b"# owners\n101 5\n* 1000\n", b"new\nline \xff\x00"]
     for number, text in enumerate(texts):
         save("names", "%02d" % number, text)
+    resource = {"digest": "sha256:" + "0" * 64, "tag": "1", "resource_url": "r.example.org/a/b:1"}
+    data = {"resources": [resource], "retention": {"harbor_hostname": "r.example.org", "deleted_artifact": [{"name_tag": "a/b:1"}]},
+            "replication": {"dest_resource": {"endpoint": "https://localhost:5000", "namespace": "team"},
+                            "successful_artifact": [{"name_tag": "b [1 item(s) in total]"}]}}
+    target = {"repository": "a", "tag": "1", "url": "http://r.example.org/v2/a/manifests/1"}
+    event = {"action": "push", "target": target, "request": {"host": "localhost:5000"}}
+    notifications = [{"type": name, "event_data": data} for name in ("PUSH_ARTIFACT", "DELETE_ARTIFACT", "TAG_RETENTION", "REPLICATION")]
+    notifications += [{"specversion": "1.0", "type": "harbor.artifact.pushed", "data": data}, {"events": [event, dict(event, action="delete")]},
+                      {"docker_url": "quay.io/a/b", "updated_tags": ["1", "2"]}, [{"image": "r.example.org/a:1"}],
+                      {"image": "r.example.org/a", "action": "delete", "object_kind": "push"}]
+    for number, notification in enumerate(notifications):
+        save("notification", str(number), json.dumps(notification, separators=(",", ":")).encode())
     chance = bytes((number * number * 7 + number * 13) >> 3 & 0xff for number in range(600))
     for number in range(3):
         save("change_set", "bytes-%d" % number, chance[number * 200:][:200])

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
@@ -23,6 +24,10 @@ const DATE_AND_TIME: StaticFormatDescription = format_description!("[year]-[mont
 const DATE_COMMAND: StaticFormatDescription = format_description!(
     "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]"
 );
+
+/// `28 Oct 2024 12:34:56`, as in the list of removed objects.
+const DAY_AND_TIME: StaticFormatDescription =
+    format_description!("[day padding:none] [month repr:short] [year] [hour]:[minute]:[second]");
 
 impl UnixSeconds {
     /// This time and some days.
@@ -46,6 +51,11 @@ impl UnixSeconds {
         self.format(DATE_AND_TIME)
     }
 
+    /// Prints `D Mon YYYY hh:mm:ss`.
+    pub fn day_and_time(self) -> String {
+        self.format(DAY_AND_TIME)
+    }
+
     /// Prints what `date --utc` prints in the C locale.
     pub fn date_command(self) -> String {
         self.format(DATE_COMMAND)
@@ -66,12 +76,49 @@ impl UnixSeconds {
         PrimitiveDateTime::parse(text, DATE_COMMAND).ok().map(|time| Self(time.assume_utc().unix_timestamp()))
     }
 
+    /// Parses a time, or how long before this one it was: `3 days ago`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for anything else.
+    pub fn parse_since(self, text: &str) -> Result<Self> {
+        match text.trim().strip_suffix("ago") {
+            Some(age) => {
+                let seconds = parse_duration(age)?.as_secs();
+                Ok(Self(self.0.saturating_sub_unsigned(seconds)))
+            }
+            None => text.parse(),
+        }
+    }
+
     fn format(self, description: StaticFormatDescription) -> String {
         OffsetDateTime::from_unix_timestamp(self.0)
             .ok()
             .and_then(|time| time.format(description).ok())
             .unwrap_or_else(|| self.0.to_string())
     }
+}
+
+/// Parses a length of time: `2 weeks`, `3 days`, `12h`, `90 min`, `30s`, or just `0`.
+///
+/// # Errors
+/// `InvalidInput` for anything else.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let seconds = match text[digits.len()..].trim() {
+        "" if digits == "0" => 1,
+        "s" | "sec" | "second" | "seconds" => 1,
+        "min" | "minute" | "minutes" => 60,
+        "h" | "hour" | "hours" => 3600,
+        "d" | "day" | "days" => 86_400,
+        "w" | "week" | "weeks" => 7 * 86_400,
+        "month" | "months" => 30 * 86_400,
+        "year" | "years" => 365 * 86_400,
+        _ => 0,
+    };
+    let length = digits.parse::<u64>().ok().filter(|_| seconds > 0).and_then(|number| number.checked_mul(seconds));
+    let invalid = || Error::invalid(format!("{text:?}"), "no length of time such as 3 days or 12h");
+    length.map(Duration::from_secs).ok_or_else(invalid)
 }
 
 impl FromStr for UnixSeconds {
@@ -110,6 +157,8 @@ mod tests {
         assert_eq!(time.compact(), "20241027034640");
         assert_eq!(time.iso(), "2024-10-27T03:46:40Z");
         assert_eq!(time.date_command(), "Sun Oct 27 03:46:40 UTC 2024");
+        assert_eq!(time.day_and_time(), "27 Oct 2024 03:46:40");
+        assert_eq!(UnixSeconds(1_725_341_820).day_and_time(), "3 Sep 2024 05:37:00");
         assert_eq!(UnixSeconds(1_725_341_820).date_command(), "Tue Sep  3 05:37:00 UTC 2024");
         assert_eq!(UnixSeconds::parse_compact("20241027034640"), Some(time));
         assert_eq!(UnixSeconds::parse_date_command("Sun Oct 27 03:46:40 UTC 2024"), Some(time));
@@ -118,6 +167,30 @@ mod tests {
         for text in ["", "2024102703464", "202410270346400", "20241327034640", "+0241027034640", "2024102703464x"] {
             assert_eq!(UnixSeconds::parse_compact(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn lengths_of_time_are_read() {
+        for (text, seconds) in [
+            ("0", 0),
+            ("3 days", 259_200),
+            ("12h", 43_200),
+            ("1 week", 604_800),
+            (" 90 min ", 5400),
+            ("30s", 30),
+            ("2 months", 5_184_000),
+        ] {
+            assert_eq!(parse_duration(text).unwrap().as_secs(), seconds, "{text}");
+        }
+        for text in
+            ["", "3", "days", "-1 day", "3 fortnights", "1.5 h", "99999999999999999999 s", "999999999999999999 weeks"]
+        {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        let now = UnixSeconds(1_730_000_800);
+        assert_eq!(now.parse_since("3 days ago").unwrap(), UnixSeconds(1_729_741_600));
+        assert_eq!(now.parse_since("2024-10-27").unwrap(), UnixSeconds(1_729_987_200));
+        assert!(now.parse_since("3 days").is_err());
     }
 
     #[test]

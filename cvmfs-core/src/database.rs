@@ -23,6 +23,9 @@ const PAGE_SIZE: u32 = 1024;
 /// KiB of pages that one connection may hold in memory.
 const CACHE_KIB: i64 = 32 * 1024;
 
+/// Bytes, at its beginning, of a database that is only read that are mapped into memory instead of copied page by page.
+const MAPPED: i64 = 64 << 20;
+
 /// Bytes to be stored as SQLite text, valid UTF-8 or not: names and link targets are byte strings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Text<'a>(pub(crate) &'a [u8]);
@@ -159,6 +162,23 @@ impl Database {
         rows().in_database(&self.what)
     }
 
+    /// Runs a query without parameters and visits its rows.
+    pub(crate) fn visit(
+        &self,
+        sql: &str,
+        mut visit: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<()>,
+    ) -> Result<()> {
+        let mut rows = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                visit(row)?;
+            }
+            Ok(())
+        };
+        rows().in_database(&self.what)
+    }
+
     /// Runs a query for at most one row.
     pub(crate) fn query_one<T>(
         &self,
@@ -192,6 +212,16 @@ impl Database {
     /// The names of a table's columns; empty if there is no such table.
     pub(crate) fn columns(&self, table: &str) -> Result<Vec<String>> {
         self.query("SELECT name FROM pragma_table_info(?1)", [table], |row| row.get(0))
+    }
+
+    /// Writes a scratch database anew, without free pages: into another file, which is not copied back.
+    pub(crate) fn vacuum(&mut self) -> Result<()> {
+        let scratch = self.path().parent().unwrap_or(Path::new("."));
+        let path = tempfile::Builder::new().prefix("cvmfs-db-").tempfile_in(scratch).at(scratch)?.into_temp_path();
+        self.batch("COMMIT;")?;
+        self.execute("VACUUM INTO ?1", [path.to_string_lossy()])?;
+        *self = Self::open_scratch(path, self.what.clone())?;
+        self.batch("BEGIN;")
     }
 
     /// Ends the changes and returns the file, which goes away when the value is dropped.
@@ -229,7 +259,8 @@ fn open_read_only(path: &Path, what: &str) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).in_database(&what)?;
     connection.set_prepared_statement_cache_capacity(64);
-    connection.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA locking_mode = EXCLUSIVE;").in_database(&what)?;
+    let settings = format!("PRAGMA temp_store = MEMORY; PRAGMA locking_mode = EXCLUSIVE; PRAGMA mmap_size = {MAPPED};");
+    connection.execute_batch(&settings).in_database(&what)?;
     Ok(connection)
 }
 

@@ -70,6 +70,12 @@ pub enum Error {
         /// Who or what stands in the way.
         reason: String,
     },
+    /// Somebody else was faster; the same operation on what is there now may succeed.
+    #[error("{what} was changed by another machine meanwhile")]
+    Superseded {
+        /// The document that is not any more what this operation started from.
+        what: String,
+    },
     /// The input asks for something impossible or forbidden.
     #[error("{what}: {reason}")]
     InvalidInput {
@@ -191,6 +197,18 @@ impl Error {
         }
     }
 
+    /// For a failure of the store that takes what comes from a source: like that of a disk, it says nothing about the
+    /// source.
+    #[must_use]
+    pub fn of_target(self) -> Self {
+        match self {
+            Self::Unavailable { what, reason } | Self::Refused { what, reason } => {
+                Self::io(what, std::io::Error::other(reason))
+            }
+            other => other,
+        }
+    }
+
     /// The same error for another one who waits for the same thing; the cause of one stays with the first.
     #[must_use]
     pub(crate) fn repeated(&self) -> Self {
@@ -240,5 +258,16 @@ pub trait IoContext<T> {
 impl<T> IoContext<T> for std::io::Result<T> {
     fn at(self, path: impl AsRef<Path>) -> Result<T> {
         self.map_err(|source| Error::io(path, source))
+    }
+}
+
+/// Removes a file; fine if it does not exist.
+///
+/// # Errors
+/// `Io` for any other reason why it stays.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
     }
 }

@@ -198,6 +198,17 @@ impl History {
         Ok(Self { database })
     }
 
+    /// The repository that it says it is of.
+    pub fn repository(&self) -> Result<String> {
+        Ok(self.database.property("fqrn")?.unwrap_or_default())
+    }
+
+    /// The tag database that this one replaced; `None` for the first.
+    pub fn previous(&self) -> Result<Option<ContentHash>> {
+        let hash = self.database.parse_property::<ContentHash>("previous_revision")?;
+        Ok(hash.filter(|hash| !hash.is_null()))
+    }
+
     /// All tags, the newest revision first.
     pub fn tags(&self) -> Result<Vec<Tag>> {
         self.select("1 ORDER BY timestamp DESC, revision DESC, name", [])

@@ -11,9 +11,11 @@
 //! Source: `cvmfs/uid_map.h`.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext as _, Result};
 
 /// A map of user or group numbers. The default one leaves all numbers as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +25,20 @@ pub struct IdMap {
 }
 
 impl IdMap {
+    /// Reads a map file.
+    ///
+    /// # Errors
+    /// `InvalidInput` with file and line for what is no rule.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).at(file)?;
+        text.parse().map_err(|error: Error| Error::invalid(file.display().to_string(), error.to_string()))
+    }
+
+    /// Whether there are no rules at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Every number becomes `id`.
     pub fn constant(id: u32) -> Self {
         Self { rules: BTreeMap::new(), others: Some(id) }

@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, TransactionBehavior};
 
 use crate::compression::{Compression, Policy};
 use crate::error::{DatabaseContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, DIGEST_SIZE, ObjectId, ObjectKind};
+use crate::lock::FileLock;
+use crate::progress::Cancel;
 
 /// Version of the file; a file of another version is replaced.
 const VERSION: i64 = 2;
@@ -28,6 +30,8 @@ const BATCH_BYTES: u64 = 16 << 20;
 const LOOKUPS: u32 = 1000;
 /// How long another process may keep the file before this one goes on without writing to it.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long others may take to open the file before us.
+const PATIENCE_TO_OPEN: Duration = Duration::from_secs(10);
 /// Pieces that are remembered by default; about 90 bytes of disk each.
 pub const DEFAULT_CAPACITY: u64 = 20_000_000;
 
@@ -134,14 +138,7 @@ impl State {
 impl KnownContent {
     /// Opens the index in a file, which is made if it does not exist and replaced if it is damaged.
     pub fn open(path: &Path, capacity: u64) -> Result<Self> {
-        let connection = match connect(path) {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "replacing the known-content index");
-                remove(path);
-                connect(path).in_database(&path.display())?
-            }
-        };
+        let connection = connect_alone(path)?;
         let state = State { connection, fresh: BTreeMap::new(), fresh_bytes: 0, lookups_left: 0 };
         Ok(Self { state: Mutex::new(state), capacity, path: path.to_owned() })
     }
@@ -243,17 +240,38 @@ impl Drop for KnownContent {
     }
 }
 
+/// Connects to the index while nobody else does: changing the mode of a database that is new is no place for two.
+fn connect_alone(path: &Path) -> Result<Connection> {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".lock");
+    let _alone = FileLock::acquire(Path::new(&name), PATIENCE_TO_OPEN, &Cancel::new())?;
+    match connect(path) {
+        Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
+            tracing::warn!(path = %path.display(), %error, "replacing the known-content index");
+            remove(path);
+            connect(path)
+        }
+        result => result,
+    }
+    .in_database(&path.display())
+}
+
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let is_ours = |connection: &Connection| -> rusqlite::Result<bool> {
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        Ok(version == VERSION)
+    };
+    let mut connection = Connection::open(path)?;
     connection.busy_timeout(PATIENCE)?;
     connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;")?;
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if version != VERSION {
-        connection.execute_batch(&format!(
+    if !is_ours(&connection)? {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(&format!(
             "DROP TABLE IF EXISTS known;
              CREATE TABLE known (id INTEGER PRIMARY KEY, piece BLOB UNIQUE, digest BLOB, size INTEGER, plain INTEGER);
              PRAGMA user_version = {VERSION};"
         ))?;
+        transaction.commit()?;
     }
     Ok(connection)
 }
@@ -302,6 +320,19 @@ mod tests {
         assert_eq!(index.len().unwrap(), 2);
         index.clear().unwrap();
         assert!(index.is_empty().unwrap());
+    }
+
+    #[test]
+    fn an_index_is_made_once_by_whoever_is_first() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = directory.path().join(format!("{round}.db"));
+            let made: Vec<Connection> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| connect_alone(&path))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
+            });
+            assert_eq!(made.len(), 4);
+        }
     }
 
     #[test]

@@ -28,10 +28,13 @@
 //! ```
 
 // What everything else speaks in.
+mod buckets;
 pub mod clock;
 pub mod error;
+pub mod exposition;
 pub mod hash;
 pub mod lock;
+mod parallel;
 pub mod path;
 pub mod progress;
 mod unique;
@@ -58,19 +61,26 @@ pub mod reflog;
 pub mod trust;
 
 // A repository as a whole: reading, changing.
+pub mod census;
 pub mod change;
 pub mod changeset;
+pub mod check;
 pub mod commit;
 pub mod diff;
+pub mod gc;
 pub mod hooks;
 pub mod idmap;
+pub mod info;
 pub mod known;
 pub mod listing;
 pub mod notice;
 pub mod pipeline;
 pub mod publication;
 pub mod repository;
+pub mod schedule;
 pub mod server;
+pub mod statistics;
+pub mod status;
 pub mod tree;
 
 #[cfg(feature = "cli")]

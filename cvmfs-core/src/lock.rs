@@ -39,44 +39,83 @@ pub(crate) fn wait_for<T>(
 
 /// Locks a file, which is made if it does not exist; `None` if somebody else holds it. Dropping the file gives it back.
 pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    try_flock(path, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn try_flock(path: &Path, operation: FlockOperation) -> Result<Option<File>> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).at(path)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match rustix::fs::flock(&file, operation) {
         Ok(()) => Ok(Some(file)),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(Error::io(path, error.into())),
     }
 }
 
-/// The exclusive right that a lock file stands for; given back when dropped.
+/// The right that a lock file stands for; given back when dropped.
 #[derive(Debug)]
 #[must_use = "dropping the lock gives it back"]
 pub struct FileLock {
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
 impl FileLock {
     /// Takes the lock, waiting at most `patience`; `None` if another process keeps it for longer.
     pub fn acquire(path: &Path, patience: Duration, cancel: &Cancel) -> Result<Option<Self>> {
+        Self::take(path, FlockOperation::NonBlockingLockExclusive, patience, cancel)
+    }
+
+    /// Takes the lock together with others who do so, waiting at most `patience` for whoever has it alone.
+    pub fn share(path: &Path, patience: Duration, cancel: &Cancel) -> Result<Option<Self>> {
+        Self::take(path, FlockOperation::NonBlockingLockShared, patience, cancel)
+    }
+
+    fn take(path: &Path, operation: FlockOperation, patience: Duration, cancel: &Cancel) -> Result<Option<Self>> {
         let file = wait_for(patience, cancel, || {
             // The holder before us may have unlinked the file that we just locked.
-            Ok(match try_lock(path)? {
+            Ok(match try_flock(path, operation)? {
                 Some(file) if is_same_file(&file, path)? => Some(file),
                 _ => None,
             })
         })?;
-        Ok(file.map(|file| Self { _file: file, path: path.to_owned() }))
+        Ok(file.map(|file| Self { file, path: path.to_owned() }))
     }
 }
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Unlinked while still held, so that nobody locks a file that is about to go.
-        let _ = fs::remove_file(&self.path);
+        // Unlinked while still held, so that nobody locks a file that is about to go; of those who share it by the last.
+        if rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 fn is_same_file(file: &File, path: &Path) -> Result<bool> {
     let held = file.metadata().at(path)?;
     Ok(fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_shared_or_held_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let cancel = Cancel::new();
+        let alone = || FileLock::acquire(&path, Duration::ZERO, &cancel).unwrap();
+        let shared = || FileLock::share(&path, Duration::ZERO, &cancel).unwrap();
+        let (first, second) = (shared().unwrap(), shared().unwrap());
+        assert!(alone().is_none());
+        drop(first);
+        assert!(alone().is_none());
+        drop(second);
+        assert!(!path.exists());
+        let held = alone().unwrap();
+        assert!(shared().is_none());
+        drop(held);
+        assert!(!path.exists());
+    }
 }

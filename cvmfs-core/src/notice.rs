@@ -4,11 +4,17 @@
 
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Method, Response};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
+use crate::fetch::client::{Client, SendError};
+use crate::fetch::{Hop, HttpOptions, shown_url};
 use crate::path::RepositoryName;
 use crate::progress::Cancel;
 
@@ -73,30 +79,32 @@ pub fn parse(message: &[u8]) -> Result<(RepositoryName, Vec<u8>)> {
 /// # Errors
 /// `Unavailable` if the server does not answer or the connection breaks; `Cancelled`.
 pub fn subscribe(server: &Url, name: &RepositoryName, cancel: &Cancel, told: &mut dyn FnMut(Vec<u8>)) -> Result<()> {
-    let url = format!("{}/notifications/subscribe", server.as_str().trim_end_matches('/'));
-    let unavailable = |error: reqwest::Error| Error::Unavailable { what: url.clone(), reason: error.to_string() };
+    let url = address(server, "subscribe")?;
     let body = serde_json::json!({ "version": 1, "repository": name.as_str() }).to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().at("tokio runtime")?;
     runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(TIMEOUT).build().map_err(unavailable)?;
+        let (client, headers) = (client()?, HeaderMap::new());
         // Upstream: a GET request with a body.
-        let mut waiting = std::pin::pin!(client.get(&url).body(body).send());
-        let mut answer = loop {
+        let mut waiting = std::pin::pin!(client.send(&Method::GET, &url, &headers, body.into()));
+        let answer = loop {
             cancel.check()?;
             if let Ok(answer) = tokio::time::timeout(CANCEL_CHECK, waiting.as_mut()).await {
-                break answer.and_then(reqwest::Response::error_for_status).map_err(unavailable)?;
+                break answer;
             }
         };
+        let mut body = accepted(&url, answer)?.into_body();
         let mut events = Events::default();
         loop {
             cancel.check()?;
-            let Ok(chunk) = tokio::time::timeout(CANCEL_CHECK, answer.chunk()).await else { continue };
-            let Some(bytes) = chunk.map_err(unavailable)? else { return Ok(()) };
-            for event in events.push(&bytes)? {
+            let Ok(frame) = tokio::time::timeout(CANCEL_CHECK, body.frame()).await else { continue };
+            let Some(frame) = frame.transpose().map_err(|error| unavailable(&url, error.to_string()))? else {
+                return Ok(());
+            };
+            for event in events.push(&frame.into_data().unwrap_or_default())? {
                 match parse(&event) {
                     Ok((about, manifest)) if about == *name => told(manifest),
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(url, %error, "not a notice"),
+                    Err(error) => tracing::debug!(url = shown_url(&url), %error, "not a notice"),
                 }
             }
         }
@@ -133,14 +141,36 @@ impl Events {
 /// `Unavailable` if the server does not take it.
 pub fn send(server: &Url, name: &RepositoryName, manifest: &[u8], now: UnixSeconds) -> Result<()> {
     let body = message(name, manifest, now)?;
-    let url = format!("{}/notifications/publish", server.as_str().trim_end_matches('/'));
-    let unavailable = |error: reqwest::Error| Error::Unavailable { what: url.clone(), reason: error.to_string() };
+    let url = address(server, "publish")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().at("tokio runtime")?;
     runtime.block_on(async {
-        let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(unavailable)?;
-        let answer = client.post(&url).body(body).send().await.map_err(unavailable)?;
-        answer.error_for_status().map(drop).map_err(unavailable)
+        let (client, headers) = (client()?, HeaderMap::new());
+        let sent = client.send(&Method::POST, &url, &headers, body.into());
+        let answer = tokio::time::timeout(TIMEOUT, sent).await;
+        let answer = answer.map_err(|_| unavailable(&url, format!("no answer in {TIMEOUT:?}")))?;
+        accepted(&url, answer).map(drop)
     })
+}
+
+fn address(server: &Url, call: &str) -> Result<Url> {
+    let text = format!("{}/notifications/{call}", server.as_str().trim_end_matches('/'));
+    text.parse().map_err(|_| Error::invalid("notification server", "is no URL"))
+}
+
+fn client() -> Result<Client> {
+    Client::new(&Hop::Direct, &HttpOptions { connect_timeout: TIMEOUT, ..HttpOptions::default() })
+}
+
+fn unavailable(url: &Url, reason: String) -> Error {
+    Error::Unavailable { what: shown_url(url), reason }
+}
+
+fn accepted(url: &Url, answer: Result<Response<Incoming>, SendError>) -> Result<Response<Incoming>> {
+    let answer = answer.map_err(|error| unavailable(url, error.to_string()))?;
+    match answer.status() {
+        status if status.is_success() => Ok(answer),
+        status => Err(unavailable(url, format!("HTTP status {}", status.as_u16()))),
+    }
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ impl RepoPath {
     /// `InvalidInput` if `name` is not a legal name.
     pub fn child(&self, name: &[u8]) -> Result<Self> {
         check_name(name).map_err(|reason| Error::invalid(display(name), reason))?;
-        let mut path = self.0.clone();
+        let mut path = Vec::with_capacity(self.0.len() + 1 + name.len());
+        path.extend_from_slice(&self.0);
         if !path.is_empty() {
             path.push(b'/');
         }
@@ -117,6 +118,19 @@ impl RepoPath {
     pub fn starts_with(&self, ancestor: &Self) -> bool {
         ancestor.is_root()
             || self.0.strip_prefix(&ancestor.0[..]).is_some_and(|rest| rest.first().is_none_or(|&byte| byte == b'/'))
+    }
+
+    /// What this path is called seen from `ancestor`; `None` unless it lies there.
+    pub fn relative_to(&self, ancestor: &Self) -> Option<Self> {
+        self.starts_with(ancestor).then(|| {
+            let rest = &self.0[ancestor.0.len()..];
+            Self(rest.strip_prefix(b"/").unwrap_or(rest).to_vec())
+        })
+    }
+
+    /// Compares in tree order: a directory, what is in it, what comes behind it.
+    pub fn cmp_in_tree(&self, other: &Self) -> std::cmp::Ordering {
+        self.components().cmp(other.components())
     }
 
     /// The components from the root down.

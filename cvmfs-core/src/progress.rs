@@ -15,6 +15,8 @@ pub enum Unit {
     Catalogs,
     /// Entries of the tree.
     Entries,
+    /// Objects.
+    Objects,
 }
 
 /// Receives reports of long work, from any thread.

@@ -5,15 +5,20 @@
 //!
 //! Source: `cvmfs/reflog.cc`, `cvmfs/reflog_sql.cc`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::clock::UnixSeconds;
 use crate::database::Database;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
+use crate::manifest::SignedManifest;
 use crate::path::RepositoryName;
 use crate::storage::{NamedFile, WriteStore};
+
+/// How often a change of the reflog is tried while other machines change it.
+const MAX_RACES: usize = 10;
 
 const TABLES: &str = "
 CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
@@ -70,6 +75,14 @@ impl Reflog {
         Ok(())
     }
 
+    /// Removes objects; fine if they are not there.
+    pub fn remove(&mut self, objects: &[ObjectId]) -> Result<()> {
+        for id in objects {
+            self.database.execute("DELETE FROM refs WHERE hash = ?1", [id.hash.to_string()])?;
+        }
+        Ok(())
+    }
+
     /// All objects with the time of their last addition, the oldest first.
     pub fn entries(&self) -> Result<Vec<(ObjectId, UnixSeconds)>> {
         let sql = "SELECT hash, type, timestamp FROM refs ORDER BY timestamp, hash";
@@ -121,10 +134,56 @@ impl StoredReflog<'_> {
         now: UnixSeconds,
         objects: &[ObjectId],
     ) -> Result<ContentHash> {
-        let (mut reflog, in_place) = self.open(expected)?;
-        for id in objects {
-            reflog.add(id, now)?;
+        self.repeat(|| {
+            let (mut reflog, in_place) = self.open(expected)?;
+            for id in objects {
+                reflog.add(id, now)?;
+            }
+            self.replace_if_same(reflog, in_place, algorithm)
+        })
+    }
+
+    /// Reads a reflog that must be there.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add), and `NotFound` if there is none.
+    pub fn read(&self, expected: Option<ContentHash>) -> Result<Reflog> {
+        match self.open(expected)? {
+            (reflog, Some(_)) => Ok(reflog),
+            (_, None) => Err(Error::not_found(self.store.describe(&NamedFile::Reflog.into()))),
         }
+    }
+
+    /// Removes objects and returns the new checksum, of the same algorithm as the one before.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn remove(&self, expected: Option<ContentHash>, objects: &[ObjectId]) -> Result<ContentHash> {
+        self.repeat(|| {
+            let (mut reflog, in_place) = self.open(expected)?;
+            let before = in_place.ok_or_else(|| Error::not_found(self.store.describe(&NamedFile::Reflog.into())))?;
+            reflog.remove(objects)?;
+            self.replace_if_same(reflog, in_place, before.algorithm())
+        })
+    }
+
+    /// Makes a reflog of these objects anew, whatever is in its place, and returns its checksum.
+    pub fn rebuild(&self, algorithm: Algorithm, objects: &[(ObjectId, UnixSeconds)]) -> Result<ContentHash> {
+        let mut reflog = Reflog::create(self.name, &self.scratch()?)?;
+        for (id, time) in objects {
+            reflog.add(id, *time)?;
+        }
+        self.replace(reflog, None, algorithm, &|_| true)
+    }
+
+    /// Puts a reflog in the place of the one with the checksum `in_place`.
+    fn replace(
+        &self,
+        reflog: Reflog,
+        in_place: Option<ContentHash>,
+        algorithm: Algorithm,
+        is_in_place: &(dyn Fn(Option<&[u8]>) -> bool + Sync),
+    ) -> Result<ContentHash> {
         let bytes = reflog.into_bytes()?;
         let checksum = algorithm.hash(&bytes);
         let (current, intended) = self.checksum_files();
@@ -132,9 +191,24 @@ impl StoredReflog<'_> {
             write_checksum(&current, in_place)?;
         }
         write_checksum(&intended, checksum)?;
-        self.store.write(NamedFile::Reflog, &bytes)?;
+        if !self.store.write_if(NamedFile::Reflog, &bytes, is_in_place)? {
+            return Err(Error::Superseded { what: self.store.describe(&NamedFile::Reflog.into()) });
+        }
         fs::rename(&intended, &current).at(&current)?;
         Ok(checksum)
+    }
+
+    /// The same, unless another machine replaced it meanwhile.
+    fn replace_if_same(
+        &self,
+        reflog: Reflog,
+        in_place: Option<ContentHash>,
+        algorithm: Algorithm,
+    ) -> Result<ContentHash> {
+        self.replace(reflog, in_place, algorithm, &|current| match (current, in_place) {
+            (Some(bytes), Some(checksum)) => checksum.algorithm().hash(bytes) == checksum,
+            (current, in_place) => current.is_none() && in_place.is_none(),
+        })
     }
 
     /// Whether a checksum of the reflog is noted.
@@ -167,8 +241,12 @@ impl StoredReflog<'_> {
                 if let Some(checksum) = accepted.iter().find(matches) {
                     return Ok((Reflog::open(&bytes, self.name, &self.scratch()?)?, Some(*checksum)));
                 }
+                let checksum = accepted.first().map_or(Algorithm::Sha1, ContentHash::algorithm).hash(&bytes);
+                if self.store.is_shared() && self.is_of_another_machine(&bytes)? {
+                    return Ok((Reflog::open(&bytes, self.name, &self.scratch()?)?, Some(checksum)));
+                }
                 let expected = accepted.first().map_or_else(|| "a checksum file".into(), ToString::to_string);
-                let actual = accepted.first().map_or(Algorithm::Sha1, ContentHash::algorithm).hash(&bytes).to_string();
+                let actual = checksum.to_string();
                 Err(Error::HashMismatch { what: format!("reflog {}", self.store.describe(&key)), expected, actual })
             }
             // A repository from before reflogs, or a new one.
@@ -177,6 +255,30 @@ impl StoredReflog<'_> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a reflog that no checksum of ours matches may be that of another machine whose manifest is not there yet, or
+    /// will never be: it lists what the manifest in place names.
+    fn is_of_another_machine(&self, bytes: &[u8]) -> Result<bool> {
+        let manifest = SignedManifest::parse(&self.store.read(&NamedFile::Manifest.into())?)?;
+        let manifest = manifest.unverified();
+        let Ok(reflog) = Reflog::open(bytes, self.name, &self.scratch()?) else { return Ok(false) };
+        let listed: Vec<ObjectId> = reflog.entries()?.into_iter().map(|(id, _)| id).collect();
+        let named = [Some(ObjectId::catalog(manifest.root_catalog)), manifest.history_object()];
+        Ok(named.iter().flatten().all(|id| listed.contains(id)))
+    }
+
+    /// Does something again if another machine was faster.
+    fn repeat(&self, work: impl Fn() -> Result<ContentHash>) -> Result<ContentHash> {
+        for _ in 1..MAX_RACES {
+            match work() {
+                Err(Error::Superseded { .. }) => {}
+                // It was replaced between our looks at reflog and manifest, or it is damaged.
+                Err(Error::HashMismatch { .. }) if self.store.is_shared() => {}
+                result => return result,
+            }
+        }
+        work()
     }
 
     /// The noted checksum of the reflog in place, and that of one that is about to replace it.
@@ -191,11 +293,14 @@ impl StoredReflog<'_> {
     }
 }
 
-/// Replaces the file as a whole: half a checksum would be no checksum.
+/// Replaces the file as a whole: half a checksum would be no checksum. It is durable before the reflog that it is of.
 fn write_checksum(file: &Path, checksum: ContentHash) -> Result<()> {
     let half = file.with_extension("half");
-    fs::write(&half, checksum.to_string()).at(&half)?;
-    fs::rename(&half, file).at(file)
+    let mut writing = File::create(&half).at(&half)?;
+    writing.write_all(checksum.to_string().as_bytes()).and_then(|()| writing.sync_all()).at(&half)?;
+    fs::rename(&half, file).at(file)?;
+    let directory = file.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).at(directory)
 }
 
 fn read_checksum(file: &Path) -> Option<ContentHash> {
@@ -221,6 +326,9 @@ mod tests {
         let reflog = Reflog::open(&bytes, &name, scratch.path()).unwrap();
         let expected = [(id(2, ObjectKind::History), UnixSeconds(6)), (id(1, ObjectKind::Catalog), UnixSeconds(7))];
         assert_eq!(reflog.entries().unwrap(), expected);
+        let mut shorter = Reflog::open(&bytes, &name, scratch.path()).unwrap();
+        shorter.remove(&[id(2, ObjectKind::History), id(9, ObjectKind::History)]).unwrap();
+        assert_eq!(shorter.entries().unwrap(), expected[1..]);
         assert!(Reflog::open(&bytes, &"other.org".parse().unwrap(), scratch.path()).is_err());
         assert!(Reflog::open(b"junk", &name, scratch.path()).is_err());
     }

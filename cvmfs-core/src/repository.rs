@@ -15,8 +15,8 @@ use crate::tree::Tree;
 use crate::trust::keys::{Certificate, PublicKey};
 use crate::trust::whitelist::{SignedWhitelist, Whitelist};
 
-/// Largest certificate or meta info object that we inflate, in bytes.
-const SMALL_OBJECT_MAX: u64 = 1 << 20;
+/// Largest certificate or meta info object that is read, in plain bytes.
+pub const SMALL_OBJECT_MAX: u64 = 1 << 20;
 
 /// A revision to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]

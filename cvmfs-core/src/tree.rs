@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::catalog::{Catalog, Nested, Row};
-use crate::entry::{EntryKind, FileContent, Mount};
+use crate::entry::{Entry, EntryKind, FileContent, Mount};
 use crate::error::{Error, Result};
 use crate::hash::{ContentHash, ObjectId};
 use crate::object;
@@ -25,6 +25,8 @@ pub struct Tree {
     root: ContentHash,
     /// Most bytes of a catalog, uncompressed.
     catalog_limit: u64,
+    /// Catalogs that stay open for the next look-up.
+    open_max: usize,
     /// Most recently used first.
     open: Vec<(ContentHash, RepoPath, Rc<Catalog>)>,
 }
@@ -57,13 +59,26 @@ impl Directory {
 impl Tree {
     /// The tree below a root catalog; `scratch` is a directory for inflated catalogs.
     pub fn new(store: Arc<dyn ReadStore>, root: ContentHash, scratch: &Path) -> Self {
-        Self { store, scratch: scratch.to_owned(), root, catalog_limit: u64::MAX, open: Vec::new() }
+        Self {
+            store,
+            scratch: scratch.to_owned(),
+            root,
+            catalog_limit: u64::MAX,
+            open_max: OPEN_CATALOGS,
+            open: Vec::new(),
+        }
     }
 
     /// Refuses catalogs of more than `limit` bytes, uncompressed, as `Malformed`.
     #[must_use]
     pub fn with_catalog_limit(self, limit: u64) -> Self {
         Self { catalog_limit: limit, ..self }
+    }
+
+    /// Keeps so many catalogs open: few are enough for whoever goes through a tree from one directory to the next.
+    #[must_use]
+    pub fn with_open_catalogs(self, open_max: usize) -> Self {
+        Self { open_max, ..self }
     }
 
     /// The hash of the root catalog.
@@ -91,7 +106,7 @@ impl Tree {
             None => {
                 let catalog = Catalog::fetch_limited(&*self.store, hash, &self.scratch, self.catalog_limit)?;
                 let root = catalog.root()?;
-                if root != *mount {
+                if root != *mount && catalog.has_place() {
                     let what = format!("catalog {}", self.store.describe(&ObjectId::catalog(hash).into()));
                     return Err(Error::malformed(what, format!("it is for {root}, not for {mount}")));
                 }
@@ -100,7 +115,7 @@ impl Tree {
         };
         let catalog = Rc::clone(&entry.2);
         self.open.insert(0, entry);
-        self.open.truncate(OPEN_CATALOGS);
+        self.open.truncate(self.open_max);
         Ok(catalog)
     }
 
@@ -126,8 +141,13 @@ impl Tree {
 
     /// The directory that a row of `parent` stands for.
     pub fn child_directory(&mut self, parent: &Directory, row: &Row) -> Result<Directory> {
-        let path = parent.path.child(&row.name)?;
-        let catalog = match row.entry.kind {
+        self.directory_in(parent, &row.name, &row.entry)
+    }
+
+    /// The same, for an entry of that name.
+    pub fn directory_in(&mut self, parent: &Directory, name: &[u8], entry: &Entry) -> Result<Directory> {
+        let path = parent.path.child(name)?;
+        let catalog = match entry.kind {
             EntryKind::Directory(Mount::Mountpoint) => {
                 let nested = parent.catalog.nested_at(&path)?.ok_or_else(|| {
                     Error::malformed(format!("catalog entry {path}"), "a mountpoint without nested catalog")

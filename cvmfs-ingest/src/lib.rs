@@ -6,6 +6,8 @@
 //! ```
 
 pub mod archive;
+pub mod image;
+mod links;
 pub mod source;
 
 mod ingest;

@@ -19,6 +19,7 @@ use cvmfs_core::path::{PathHash, RepoPath, display};
 use cvmfs_core::xattr::Xattrs;
 
 use crate::archive::{self, Archive, ArchiveError, Entry, EntryKind};
+use crate::links::Links;
 
 /// What the names of whiteouts begin with.
 const WHITEOUT: &[u8] = b".wh.";
@@ -86,7 +87,8 @@ pub struct Options {
     /// Who owns the entries.
     pub ownership: Ownership,
     /// Whether archives are image layers: entries whose names begin with `.wh.` hide what is in the repository and in
-    /// earlier archives, as the OCI image format defines it.
+    /// earlier archives, as the OCI image format defines it; an entry below a symbolic link of an archive goes where that
+    /// leads within the base directory. Otherwise there can be nothing below a link.
     pub whiteouts: bool,
     /// Bytes that each archive may have, uncompressed.
     pub size_limit: u64,
@@ -111,6 +113,10 @@ pub struct TarSource {
     files: HashSet<PathHash>,
     /// One of the directories: the next path is most often in the same one.
     last: RepoPath,
+    /// Symbolic links of layers.
+    links: Links,
+    /// Archives opened so far.
+    number: usize,
     warnings: Vec<String>,
 }
 
@@ -147,6 +153,8 @@ impl TarSource {
             directories: HashSet::from([RepoPath::root().path_hash()]),
             files: HashSet::new(),
             last: RepoPath::root(),
+            links: Links::default(),
+            number: 0,
             warnings: Vec::new(),
             options,
         };
@@ -163,18 +171,24 @@ impl TarSource {
     fn open_next(&mut self) -> Result<bool> {
         let Some(Input { name, reader, .. }) = self.inputs.pop_front() else { return Ok(false) };
         let (_, reader) = archive::decompress(reader).map_err(|error| in_archive(&name, &error))?;
-        let archive = Archive::with_limit(reader, self.options.size_limit);
+        let mut archive = Archive::with_limit(reader, self.options.size_limit);
+        if self.options.whiteouts {
+            // The digest of a layer tells whether it is whole.
+            archive = archive.without_last_padding();
+        }
         self.current = Some(Current { name: name.into(), archive, offset: 0 });
+        self.number += 1;
         Ok(true)
     }
 
     /// Queues the changes of one entry.
     fn queue_entry(&mut self, name: &str, entry: Entry) -> Result<()> {
-        let place = Place { archive: name, path: display(&entry.path), offset: entry.offset };
+        let place = Place { archive: name, path: &entry.path, offset: entry.offset };
         for warning in &entry.warnings {
             self.warnings.push(format!("{place}: {warning}"));
         }
         let path = self.repository_path(&entry.path, &place)?;
+        let path = self.behind_links(path, &place)?;
         let is_directory = entry.kind == EntryKind::Directory;
         if path == self.options.base_dir && !is_directory {
             return Err(place.refuse("it would replace the base directory"));
@@ -188,18 +202,20 @@ impl TarSource {
         }
         self.check_place(&path, &entry.kind, &place)?;
         self.ensure_ancestors(&path);
+        let key = path.path_hash();
         let change = match entry.kind {
             EntryKind::HardLink { ref target } => {
                 let target = self.repository_path(target, &place)?;
+                let target = self.behind_links(target, &place)?;
                 if self.directories.contains(&target.path_hash()) {
                     return Err(place.refuse(&format!("hard link to the directory {target}")));
                 }
                 if target == path {
                     // GNU tar writes this for a file that it was given twice.
-                    let is_there = self.files.contains(&path.path_hash());
+                    let is_there = self.files.contains(&key);
                     return if is_there { Ok(()) } else { Err(place.refuse("hard link to itself")) };
                 }
-                Change::Link { path: path.clone(), target }
+                Change::Link { path, target }
             }
             _ => {
                 let metadata = self.metadata(&entry, &place)?;
@@ -216,20 +232,55 @@ impl TarSource {
                     }
                     EntryKind::HardLink { .. } => unreachable!("handled above"),
                 };
-                Change::Put { path: path.clone(), metadata, content }
+                Change::Put { path, metadata, content }
             }
         };
+        if self.options.whiteouts {
+            self.note_link(&change, is_directory);
+        }
         if is_directory {
-            self.files.remove(&path.path_hash());
-            self.directories.insert(path.path_hash());
+            self.files.remove(&key);
+            self.directories.insert(key);
         } else {
-            if self.directories.remove(&path.path_hash()) {
+            if self.directories.remove(&key) {
                 self.forget_places();
             }
-            self.files.insert(path.path_hash());
+            self.files.insert(key);
         }
         self.queue.push_back(change);
         Ok(())
+    }
+
+    /// Remembers the symbolic links of layers.
+    fn note_link(&mut self, change: &Change, is_directory: bool) {
+        match change {
+            Change::Put { path, content, .. } => {
+                self.links.replace(path, is_directory);
+                if let Content::Symlink { target } = content {
+                    self.links.add(path, target, self.number);
+                }
+            }
+            Change::Link { path, target } => {
+                self.links.replace(path, false);
+                self.links.add_name(path, target, self.number);
+            }
+            _ => {}
+        }
+    }
+
+    /// Where a path of a layer ends that leads through symbolic links of its own.
+    fn behind_links(&mut self, path: RepoPath, place: &Place<'_>) -> Result<RepoPath> {
+        // Directories are none.
+        if path.is_in(&self.last) || path.parent().is_some_and(|parent| self.directories.contains(&parent.path_hash()))
+        {
+            return Ok(path);
+        }
+        let (path, remark) = self.links.follow(path, &self.options.base_dir).map_err(|error| match error {
+            Error::InvalidInput { reason, .. } => place.refuse(&reason),
+            other => other,
+        })?;
+        self.warnings.extend(remark.map(|remark| format!("{place}: {remark}")));
+        Ok(path)
     }
 
     /// After something is gone: directories would have to be made again, files are in nobody's way.
@@ -248,6 +299,7 @@ impl TarSource {
         let directory = path.parent().unwrap_or_default();
         let name = path.name().strip_prefix(WHITEOUT).unwrap_or_default();
         let hidden = if path.name() == OPAQUE {
+            self.links.forget(&directory, self.number);
             Change::Opaque { path: directory }
         } else if self.is_whiteout(&directory) || name.starts_with(WHITEOUT) {
             // The union file system's own housekeeping, which never is in the tree.
@@ -255,6 +307,7 @@ impl TarSource {
         } else {
             let path = directory.child(name).map_err(|_| place.refuse("a whiteout of nothing"))?;
             refuse_generated(&path).map_err(|_| place.refuse("/.cvmfs is generated by publishing"))?;
+            self.links.forget(&path, self.number);
             Change::Whiteout { path }
         };
         self.forget_places();
@@ -264,16 +317,17 @@ impl TarSource {
 
     /// Where in the repository an entry or link target goes.
     fn repository_path(&mut self, name: &[u8], place: &Place<'_>) -> Result<RepoPath> {
-        if name.starts_with(b"/") {
+        let below = RepoPath::from_bytes(name).map_err(|error| match error {
+            Error::InvalidInput { reason, .. } => place.refuse(&reason),
+            other => other,
+        })?;
+        // The root itself is the same however it is written; umoci writes it so.
+        if name.starts_with(b"/") && !below.is_root() {
             self.warnings.push(format!(
                 "{place}: the absolute name {:?} is taken relative to the base directory",
                 display(name)
             ));
         }
-        let below = RepoPath::from_bytes(name).map_err(|error| match error {
-            Error::InvalidInput { reason, .. } => place.refuse(&reason),
-            other => other,
-        })?;
         Ok(self.options.base_dir.join(&below))
     }
 
@@ -396,13 +450,13 @@ impl ChangeSource for TarSource {
 /// An entry of an archive, for messages.
 struct Place<'a> {
     archive: &'a str,
-    path: String,
+    path: &'a [u8],
     offset: u64,
 }
 
 impl std::fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: entry {:?} at byte {}", self.archive, self.path, self.offset)
+        write!(f, "{}: entry {:?} at byte {}", self.archive, display(self.path), self.offset)
     }
 }
 

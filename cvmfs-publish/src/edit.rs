@@ -118,9 +118,12 @@ pub fn apply(
     // Each edit sees the tree as it was before all of them, so two that meet are refused or the later one wins.
     for edit in edits {
         let changes = draft.changes();
+        if let Edit::Copy { revision: Some(selector), .. } = edit {
+            changes.need_revision(publisher.head(options.now)?.tree(selector)?.root())?;
+        }
         editor.make(edit, &mut |change| changes.record(change))?;
     }
-    draft.finish(options, progress, cancel)
+    draft.finish_edits(&editor.tree, options, progress, cancel)
 }
 
 type Record<'a> = &'a mut dyn FnMut(Change) -> Result<()>;

@@ -1,10 +1,9 @@
 //! Making a repository.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use cvmfs_core::catalog::{Counters, Finish, Row, WritableCatalog};
 use cvmfs_core::clock::UnixSeconds;
@@ -13,16 +12,22 @@ use cvmfs_core::compression::Compression;
 use cvmfs_core::entry::{Entry, Mtime};
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::hash::{Algorithm, ContentHash, ObjectKind};
+use cvmfs_core::info;
 use cvmfs_core::path::{RepoPath, RepositoryName};
 use cvmfs_core::progress::Cancel;
-use cvmfs_core::server::{PublisherKeys, RepositoryConfig, ServerRoot};
-use cvmfs_core::storage::{LocalStore, NamedFile, WriteStore};
+use cvmfs_core::server::{AutomaticNesting, NestingConfig, PublisherKeys, RepositoryConfig, ServerRoot};
+use cvmfs_core::storage::{NamedFile, ReadStore, StoragePlace, WriteStore};
 use cvmfs_core::trust::keys::{Certificate, PrivateKey};
 use cvmfs_core::trust::whitelist::{DEFAULT_DAYS, Whitelist};
 use serde::Serialize;
 
-/// Layout of configuration and spool area that the reference's tools of today use.
-const CREATOR_VERSION: u32 = 143;
+use crate::configuration;
+
+/// What the reference writes into the file that allows replication.
+pub(crate) const REPLICABLE: &[u8] = b"This file marks the repository as replicatable to stratum 1 servers\n";
+
+/// What every storage of a repository has.
+const STORED: [NamedFile; 3] = [NamedFile::Manifest, NamedFile::Whitelist, NamedFile::Reflog];
 
 /// Choices for a new repository.
 #[derive(Debug, Clone)]
@@ -49,8 +54,11 @@ pub struct Options {
     pub owner: String,
     /// Owner and group of the root directory.
     pub owner_ids: (u32, u32),
-    /// URL under which clients of this server find the storage; `None` for `http://localhost/cvmfs/<fqrn>`.
+    /// URL under which clients of this server find the storage; `None` for `http://localhost/cvmfs/<fqrn>`. With a bucket
+    /// it is the URL of that, without the name of the repository, and must be given.
     pub url: Option<String>,
+    /// File with `CVMFS_S3_*` variables, for a repository in a bucket.
+    pub s3: Option<PathBuf>,
     /// Directory with existing keys of the repository to use: `.masterkey`, `.pub`, `.key`, `.crt`.
     ///
     /// Without a master key there must be a signed `.whitelist`.
@@ -75,6 +83,7 @@ impl Options {
             owner: "root".into(),
             owner_ids: (0, 0),
             url: None,
+            s3: None,
             keys: None,
             whitelist_days: DEFAULT_DAYS,
         }
@@ -90,14 +99,18 @@ pub struct Outcome {
     pub revision: u64,
     /// The root catalog of that.
     pub root_hash: String,
-    /// Directory of the storage.
-    pub storage: PathBuf,
+    /// The storage.
+    #[serde(serialize_with = "as_text")]
+    pub storage: StoragePlace,
     /// Public master key, to be given to clients.
     pub public_key: PathBuf,
     /// Master key, to be kept safe.
     pub master_key: Option<PathBuf>,
     /// Until when the whitelist is valid.
     pub whitelist_expires: String,
+    /// What the operator should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Makes a repository with an empty first revision.
@@ -112,20 +125,25 @@ pub struct Outcome {
 /// `Conflict` if configuration, storage or keys of that name exist. After any other failure what was made stays, for
 /// inspection, and has to be removed before the next try.
 pub fn mkfs(root: &ServerRoot, name: &RepositoryName, options: &Options) -> Result<Outcome> {
+    let (storage, url) = configuration::place(root, name, None, options.s3.as_deref(), options.url.as_deref())?;
+    let automatic = options.auto_catalogs.then(AutomaticNesting::default);
     let config = RepositoryConfig {
+        storage,
         algorithm: options.algorithm,
         compression: options.compression,
         garbage_collectable: options.garbage_collectable,
         auto_tag: options.auto_tag,
         ttl: options.ttl,
         owner: options.owner.clone(),
+        nesting: NestingConfig { automatic, ..NestingConfig::default() },
         ..RepositoryConfig::new(root, name)
     };
     refuse_existing(root, &config)?;
     fs::create_dir_all(&config.spool).at(&config.spool)?;
     let _lock = PublishLock::acquire(&config.spool, std::time::Duration::ZERO, &Cancel::new())?;
     refuse_existing(root, &config)?;
-    let store = Arc::new(LocalStore::create(&config.storage)?);
+    let store = config.storage.create()?;
+    refuse_stored(&config, &*store)?;
 
     let (keys, master_key) = match &options.keys {
         Some(directory) => import_keys(root, name, directory)?,
@@ -138,12 +156,12 @@ pub fn mkfs(root: &ServerRoot, name: &RepositoryName, options: &Options) -> Resu
     let first = Entry::directory(0o755, uid, gid, Mtime::seconds(options.now.0));
     let manifest = publish_first_revision(&publisher, options, first)?;
     if options.replicable {
-        let note = b"This file marks the repository as replicatable to stratum 1 servers\n";
-        publisher.store.write(NamedFile::MasterReplica, note)?;
+        publisher.store.write(NamedFile::MasterReplica, REPLICABLE)?;
     }
 
-    write_configuration(root, &publisher.config, options)?;
+    configuration::write(root, &publisher.config, &url)?;
     Ok(Outcome {
+        warnings: info::refresh_warnings(root),
         name: name.to_string(),
         revision: manifest.revision,
         root_hash: manifest.root_catalog.to_string(),
@@ -157,15 +175,33 @@ pub fn mkfs(root: &ServerRoot, name: &RepositoryName, options: &Options) -> Resu
 fn refuse_existing(root: &ServerRoot, config: &RepositoryConfig) -> Result<()> {
     let mut traces = vec![root.config_dir(&config.name)];
     traces.extend(["masterkey", "pub", "key", "crt"].map(|extension| root.key_file(&config.name, extension)));
-    traces.extend(
-        [NamedFile::Manifest, NamedFile::Whitelist, NamedFile::Reflog].map(|file| config.storage.join(file.name())),
-    );
+    if let StoragePlace::Local(storage) = &config.storage {
+        traces.extend(STORED.map(|file| storage.join(file.name())));
+    }
     match traces.iter().find(|trace| trace.exists()) {
         Some(trace) => {
             Err(Error::conflict(format!("repository {}", config.name), format!("{} exists", trace.display())))
         }
         None => Ok(()),
     }
+}
+
+/// What is in a bucket cannot be seen without asking.
+fn refuse_stored(config: &RepositoryConfig, store: &dyn ReadStore) -> Result<()> {
+    for file in STORED {
+        if store.size(&file.into())?.is_some() {
+            let reason = format!("{} exists", store.describe(&file.into()));
+            return Err(Error::conflict(format!("repository {}", config.name), reason));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn as_text<S: serde::Serializer>(
+    place: &StoragePlace,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(place)
 }
 
 /// Makes master key, repository key and certificate.
@@ -202,13 +238,23 @@ fn import_keys(root: &ServerRoot, name: &RepositoryName, from: &Path) -> Result<
     Ok((PublisherKeys::load(root, name)?, master))
 }
 
-fn write_key(root: &ServerRoot, name: &RepositoryName, extension: &str, mode: u32, content: &[u8]) -> Result<()> {
+/// Writes a key that is not there yet. It appears as a whole: half a key would be in the way of the next attempt.
+pub(crate) fn write_key(
+    root: &ServerRoot,
+    name: &RepositoryName,
+    extension: &str,
+    mode: u32,
+    content: &[u8],
+) -> Result<()> {
     let directory = root.keys_dir();
     fs::create_dir_all(&directory).at(&directory)?;
     let path = root.key_file(name, extension);
     // The mode is set on creation: a private key is never readable for others, not even for a moment.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).at(&path)?;
-    file.write_all(content).and_then(|()| file.sync_all()).at(&path)
+    let permissions = fs::Permissions::from_mode(mode);
+    let new = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(&directory);
+    let mut new = new.at(&directory)?;
+    new.write_all(content).and_then(|()| new.as_file().sync_all()).at(&path)?;
+    new.persist_noclobber(&path).map(drop).map_err(|error| Error::io(&path, error.error))
 }
 
 /// Signs a whitelist for the certificate, or takes the one that came with the keys, and returns its expiry.
@@ -239,7 +285,11 @@ fn write_whitelist(
     let signed = cvmfs_core::trust::whitelist::SignedWhitelist::parse(&bytes)?;
     let whitelist = signed.verify(name, &keys.master, options.now)?;
     whitelist.check_certificate(&keys.certificate)?;
-    store.write(NamedFile::Whitelist, &bytes)?;
+    // Somebody else may be making the same repository on another machine.
+    if !store.write_if(NamedFile::Whitelist, &bytes, &|current| current.is_none())? {
+        let reason = format!("{} exists", store.describe(&NamedFile::Whitelist.into()));
+        return Err(Error::conflict(format!("repository {name}"), reason));
+    }
     Ok(whitelist.expires)
 }
 
@@ -261,11 +311,7 @@ fn publish_first_revision(
         catalog.finish(&Finish { now: options.now, previous, subtree: Counters::default(), revision: None })?;
     let plain = fs::read(&finished.file).at(&finished.file)?;
     let catalog = commit::store_stock(&*publisher.store, options.algorithm, ObjectKind::Catalog, &plain)?;
-    let metainfo = serde_json::json!({
-        "administrator": "", "email": "", "organisation": "", "description": "", "url": "",
-        "recommended-stratum0": "", "recommended-stratum1s": [], "custom": {},
-    });
-    let metainfo = format!("{metainfo:#}\n");
+    let metainfo = info::repository_template();
     let metainfo =
         commit::store_stock(&*publisher.store, options.algorithm, ObjectKind::Metainfo, metainfo.as_bytes())?;
     let root =
@@ -273,85 +319,4 @@ fn publish_first_revision(
     publisher.publish_root(None, &root, options.now, Some(metainfo), |history| {
         history.advance_trunk(&root.tag(String::new(), String::new()))
     })
-}
-
-/// Writes `server.conf` and `client.conf` as the reference's tools do and read them.
-fn write_configuration(root: &ServerRoot, config: &RepositoryConfig, options: &Options) -> Result<()> {
-    let RepositoryConfig { name, storage, spool, algorithm, .. } = config;
-    let (storage, spool) = (storage.display(), spool.display());
-    let compression = match config.compression {
-        Compression::Zlib => "default",
-        Compression::None => "none",
-    };
-    let url = options.url.clone().unwrap_or_else(|| format!("http://localhost/cvmfs/{name}"));
-    let owner = &options.owner;
-    let (auto_tag, collectable, auto_catalogs) = (options.auto_tag, options.garbage_collectable, options.auto_catalogs);
-    let mut server = format!(
-        "# Created by cvmfs-publish.
-CVMFS_CREATOR_VERSION={CREATOR_VERSION}
-CVMFS_REPOSITORY_NAME={name}
-CVMFS_REPOSITORY_TYPE=stratum0
-CVMFS_USER={owner}
-CVMFS_UNION_DIR=/cvmfs/{name}
-CVMFS_SPOOL_DIR={spool}
-CVMFS_STRATUM0={url}
-CVMFS_UPSTREAM_STORAGE=local,{storage}/data/txn,{storage}
-CVMFS_USE_FILE_CHUNKING=true
-CVMFS_MIN_CHUNK_SIZE=4194304
-CVMFS_AVG_CHUNK_SIZE=8388608
-CVMFS_MAX_CHUNK_SIZE=16777216
-CVMFS_UNION_FS_TYPE=overlayfs
-CVMFS_HASH_ALGORITHM={algorithm}
-CVMFS_COMPRESSION_ALGORITHM={compression}
-CVMFS_EXTERNAL_DATA=false
-CVMFS_AUTO_TAG={auto_tag}
-CVMFS_AUTO_TAG_TIMESPAN=\"\"
-CVMFS_GARBAGE_COLLECTION={collectable}
-CVMFS_AUTO_REPAIR_MOUNTPOINT=true
-CVMFS_AUTOCATALOGS={auto_catalogs}
-CVMFS_ASYNC_SCRATCH_CLEANUP=true
-CVMFS_PRINT_STATISTICS=false
-CVMFS_UPLOAD_STATS_DB=false
-CVMFS_UPLOAD_STATS_PLOTS=false
-CVMFS_IGNORE_XDIR_HARDLINKS=true
-CVMFS_INCLUDE_XATTRS=true
-CVMFS_ENABLE_MTIME_NS=true
-"
-    );
-    if let Some(ttl) = options.ttl {
-        server.push_str(&format!("CVMFS_REPOSITORY_TTL={ttl}\n"));
-    }
-    let public_key = root.key_file(name, "pub");
-    let client = format!(
-        "# Created by cvmfs-publish.
-CVMFS_CACHE_BASE={spool}/cache
-CVMFS_RELOAD_SOCKETS={spool}/cache
-CVMFS_QUOTA_LIMIT=4000
-CVMFS_MOUNT_DIR=/cvmfs
-CVMFS_SERVER_URL={url}
-CVMFS_HTTP_PROXY=DIRECT
-CVMFS_PUBLIC_KEY={public_key}
-CVMFS_CHECK_PERMISSIONS=yes
-CVMFS_IGNORE_SIGNATURE=no
-CVMFS_AUTO_UPDATE=no
-CVMFS_NFS_SOURCE=no
-CVMFS_MAGIC_XATTRS_VISIBILITY=never
-CVMFS_FOLLOW_REDIRECTS=yes
-CVMFS_SERVER_CACHE_MODE=yes
-CVMFS_NFILES=65536
-CVMFS_TALK_SOCKET={spool}/cvmfs_io
-CVMFS_TALK_OWNER={owner}
-CVMFS_USE_SSL_SYSTEM_CA=true
-",
-        public_key = public_key.display()
-    );
-    let directory = root.config_dir(name);
-    fs::create_dir_all(&directory).at(&directory)?;
-    let write = |file: &str, text: &str| {
-        let path = directory.join(file);
-        fs::write(&path, text).at(&path)
-    };
-    // The server's file comes last: it is what makes the repository known.
-    write("client.conf", &client)?;
-    write("server.conf", &server)
 }

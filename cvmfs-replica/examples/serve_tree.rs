@@ -5,13 +5,13 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
-use cvmfs_replica::serve::{Repositories, ServeOptions, listen, raise_open_file_limit, serve};
+use cvmfs_replica::serve::{Repositories, ServeOptions, listen, serve};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let repositories = Repositories::scan(arguments.next().ok_or("usage: serve_tree ROOT ADDRESS…")?);
     let addresses = arguments.map(|address| address.parse()).collect::<Result<Vec<SocketAddr>, _>>()?;
-    raise_open_file_limit();
+    cvmfs_core::cli::raise_open_file_limit();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {

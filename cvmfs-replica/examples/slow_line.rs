@@ -1,7 +1,7 @@
 //! Puts a long way before a server, for measuring: `slow_line SERVER MILLISECONDS` prints its address and stays.
 #![expect(clippy::print_stdout, reason = "says where it listens")]
 
-#[path = "../tests/harness/slow_line.rs"]
+#[path = "../tests/replica/harness/slow_line.rs"]
 mod slow_line;
 
 use std::error::Error;

@@ -8,6 +8,9 @@
 //! source. [`serve`] offers the storage directories of repositories to caches and clients. It needs no other web server,
 //! and it serves a Stratum 0 just as well.
 
+pub mod check;
+pub mod cli;
+pub mod gc;
 pub mod preload;
 pub mod replica;
 pub mod schedule;

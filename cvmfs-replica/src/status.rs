@@ -7,11 +7,9 @@ use std::io::Write as _;
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use cvmfs_core::manifest::SignedManifest;
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore, WriteStore};
-use cvmfs_core::trust::whitelist::SignedWhitelist;
+use cvmfs_core::status::{CHECK_STATUS, LAST_CHECK, LAST_GC, Overview, set};
+use cvmfs_core::storage::{NamedFile, WriteStore};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::replica::Replica;
 use crate::snapshot::{Counts, Ending};
@@ -67,29 +65,16 @@ pub struct Status {
     pub last_snapshot: Option<String>,
     /// When garbage was collected for the last time.
     pub last_gc: Option<String>,
+    /// When it was checked for the last time.
+    pub last_check: Option<String>,
+    /// How that ended: `succeeded` or `failed`.
+    pub check_status: Option<String>,
     /// Whether a snapshot is running, or was killed.
     pub snapshotting: bool,
     /// When the whitelist expires.
     pub whitelist_expires: Option<String>,
     /// The newest runs, the last one first.
     pub history: Vec<HistoryEntry>,
-}
-
-/// Sets a value of `.cvmfs_status.json`; others stay.
-pub fn set(store: &dyn WriteStore, key: &str, value: &str) -> Result<()> {
-    let mut status = read(store)?;
-    status.insert(key.to_owned(), Value::String(value.to_owned()));
-    let text = serde_json::to_string_pretty(&status).map_err(|error| Error::invalid("status", error.to_string()))?;
-    store.write(NamedFile::Status, format!("{text}\n").as_bytes())
-}
-
-/// Reads `.cvmfs_status.json`; what is no JSON object counts as empty.
-pub fn read(store: &dyn ReadStore) -> Result<Map<String, Value>> {
-    let bytes = match store.read(&NamedFile::Status.into()) {
-        Err(error) if error.is_not_found() => return Ok(Map::new()),
-        result => result?,
-    };
-    Ok(serde_json::from_slice(&bytes).unwrap_or_default())
 }
 
 /// Notes that a snapshot ended well.
@@ -146,13 +131,13 @@ pub fn history(replica: &Replica) -> Result<Vec<HistoryEntry>> {
 
 /// The state of a replica, with the newest `runs` of its history.
 pub fn status(replica: &Replica, runs: usize) -> Result<Status> {
-    let storage = replica.storage.join("data").is_dir().then(|| LocalStore::open(&replica.storage)).transpose()?;
+    let storage = match replica.storage.open() {
+        Err(error) if error.is_not_found() => None,
+        store => Some(store?),
+    };
     let read_file = |file: NamedFile| storage.as_ref().and_then(|store| store.read(&file.into()).ok());
-    let manifest = read_file(NamedFile::Manifest).and_then(|bytes| SignedManifest::parse(&bytes).ok());
-    let manifest = manifest.as_ref().map(SignedManifest::unverified);
-    let whitelist = read_file(NamedFile::Whitelist).and_then(|bytes| SignedWhitelist::parse(&bytes).ok());
-    let values = storage.as_ref().map(|store| read(store)).transpose()?.unwrap_or_default();
-    let value = |key: &str| values.get(key).and_then(Value::as_str).map(str::to_owned);
+    let overview = storage.as_ref().map(|store| Overview::read(&**store)).unwrap_or_default();
+    let manifest = overview.manifest.as_ref();
     let last_snapshot = || {
         let text = read_file(NamedFile::LastSnapshot)?;
         Some(String::from_utf8_lossy(&text).trim().to_owned())
@@ -169,11 +154,13 @@ pub fn status(replica: &Replica, runs: usize) -> Result<Status> {
         pass_through: replica.is_pass_through,
         revision: manifest.map(|manifest| manifest.revision),
         root_hash: manifest.map(|manifest| manifest.root_catalog.to_string()),
-        published: manifest.and_then(|manifest| manifest.timestamp).map(UnixSeconds::iso),
-        last_snapshot: value("last_snapshot").or_else(last_snapshot),
-        last_gc: value("last_gc"),
+        published: overview.published(),
+        last_snapshot: overview.value("last_snapshot").or_else(last_snapshot),
+        last_gc: overview.value(LAST_GC),
+        last_check: overview.value(LAST_CHECK),
+        check_status: overview.value(CHECK_STATUS),
         snapshotting: read_file(NamedFile::IsSnapshotting).is_some(),
-        whitelist_expires: whitelist.map(|whitelist| whitelist.unverified().expires.iso()),
+        whitelist_expires: overview.whitelist_expires(),
         history,
     })
 }

@@ -1,6 +1,6 @@
 //! A monitor by other authors looks at our servers and finds everything that it wants to know.
 
-#[path = "../../cvmfs-replica/tests/harness/mmdb.rs"]
+#[path = "../../cvmfs-replica/tests/replica/harness/mmdb.rs"]
 mod mmdb;
 #[path = "../support/mod.rs"]
 mod support;

@@ -11,21 +11,16 @@ Expected trees come from the generator, what is compared with them from the veri
 tools. `./dev soak` runs it; BIN is the directory of the programs.
 """
 
-import argparse
 import collections
 import hashlib
 import io
-import os
-import random
-import shutil
-import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 
-VERIFIER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "verifier", "verify.py")
-NAME = "soak.example.org"
+import frame
+from frame import NAME, Failure
+
 BASE = "current"
 # Some files above the least chunk size (4 MiB), so that an ingest has files of several objects.
 LARGE_FILES, LARGE_SIZE = 3, 12 << 20
@@ -33,128 +28,63 @@ SMALL_FILES, SMALL_SIZE = 400, 30_000
 DIRECTORIES = 20
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="how many kills [200]")
-    parser.add_argument("--short", dest="count", action="store_const", const=8, help="the same as --count 8")
-    parser.add_argument("--seed", type=int, default=None, help="repeat the trees and moments of another run")
-    options = parser.parse_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print("soak: %d kills, seed %d" % (options.count, seed), flush=True)
-    directory = tempfile.mkdtemp(prefix="cvmfs-soak.")
-    try:
-        Soak(directory, random.Random(seed)).run(options.count)
-    except Failure as failure:
-        print("soak: FAILED: %s\nsoak: the site is kept in %s; repeat with --seed %d" % (failure, directory, seed))
-        return 1
-    except BaseException:
-        shutil.rmtree(directory)
-        raise
-    shutil.rmtree(directory)
-    return 0
-
-
-class Failure(Exception):
-    """The repository is not as it must be."""
-
-
-class Soak:
-    def __init__(self, directory, chance):
-        self.directory = directory
-        self.chance = chance
-        self.root = os.path.join(directory, "site")
-        self.store = os.path.join(self.root, "srv/cvmfs", NAME)
-        self.tarball = os.path.join(directory, "round.tar")
+class Soak(frame.Soak):
+    def __init__(self, directory, seed):
+        super().__init__(directory, seed)
+        self.site = frame.Site(directory / "site")
+        self.tarball = directory / "round.tar"
         # A fixed clock: an ingest that is repeated must find nothing to change.
         self.epoch = int(time.time())
 
     def run(self, count):
-        self.call([program("cvmfs-publish"), "-q", "mkfs", NAME])
+        count = int(count)
+        self.call(self.site.root, "cvmfs-publish", "-q", "mkfs", NAME)
         tree = make_tree(self.chance, {})
         write_tarball(tree, self.tarball)
         started = time.monotonic()
         self.ingest().wait()
         duration = time.monotonic() - started
-        self.check("the first ingest", tree)
+        self.check("the first ingest", False, tree)
 
         outcomes = collections.Counter()
         for number in range(1, count + 1):
             old, tree = tree, make_tree(self.chance, tree)
             write_tarball(tree, self.tarball)
-            revision, self.epoch = self.revision(), self.epoch + 1
+            revision, self.epoch = self.site.revision(), self.epoch + 1
             # Sometimes later than its end: killing nothing is a moment, too.
             moment = self.chance.uniform(0, 1.05) * duration
-            finished = self.ingest_and_kill(moment)
+            finished = frame.ends_within(self.ingest(), moment, "the ingest")
             what = "round %d, killed after %.3f of %.3f s" % (number, moment, duration)
-            found = self.check(what, old, tree)
+            found = self.check(what, not finished, old, tree)
             is_new = found is tree
-            if self.revision() != revision + is_new or (finished and not is_new):
-                raise Failure("%s: revision %d after %d" % (what, self.revision(), revision))
+            if self.site.revision() != revision + is_new or (finished and not is_new):
+                raise Failure("%s: revision %d after %d" % (what, self.site.revision(), revision))
 
             if self.ingest().wait() != 0:
                 raise Failure("%s: the repetition fails" % what)
             # Follows the machine, so that about one kill in five comes after the new revision.
             duration *= 0.9 if is_new else 1.03
-            self.check(what + ", repeated", tree)
-            if self.revision() != revision + 1:
-                raise Failure("%s: revision %d after the repetition, not %d" % (what, self.revision(), revision + 1))
+            self.check(what + ", repeated", False, tree)
+            if self.site.revision() != revision + 1:
+                raise Failure("%s: revision %d after the repetition, not %d" % (what, self.site.revision(), revision + 1))
             outcomes["finished before" if finished else "new revision" if is_new else "old revision"] += 1
             if number % 10 == 0:
                 print("soak: %d of %d" % (number, count), flush=True)
         print("soak: %d kills, nothing found (%s)" % (
             count, ", ".join("%s: %d" % item for item in sorted(outcomes.items()))))
 
-    def environment(self):
-        return dict(os.environ, CVMFS_SERVER_ROOT=self.root, CVMFS_REPO=NAME, SOURCE_DATE_EPOCH=str(self.epoch))
-
-    def call(self, command):
-        done = subprocess.run(command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, check=False)
-        if done.returncode != 0:
-            raise Failure("%s: exit code %d\n%s" % (" ".join(command), done.returncode, done.stdout))
-        return done.stdout
+    def environment(self, root):
+        return dict(super().environment(root), CVMFS_REPO=NAME, SOURCE_DATE_EPOCH=str(self.epoch))
 
     def ingest(self):
-        command = [program("cvmfs-ingest"), "-q", "--tar", self.tarball, "--delete", BASE, "--base-dir", BASE,
-                   "--catalog"]
-        return subprocess.Popen(command, env=self.environment(), stdout=subprocess.DEVNULL)
+        return self.start(self.site.root, "cvmfs-ingest", "-q", "--tar", self.tarball, "--delete", BASE, "--base-dir", BASE,
+                          "--catalog")
 
-    def ingest_and_kill(self, moment):
-        """Whether the ingest came to its end before the moment."""
-        process = self.ingest()
-        try:
-            if process.wait(moment) != 0:
-                raise Failure("the ingest fails")
-            return True
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return False
-
-    def revision(self):
-        with open(os.path.join(self.store, ".cvmfspublished"), "rb") as manifest:
-            return next(int(line[1:]) for line in manifest if line.startswith(b"S"))
-
-    def checksum_file(self):
-        """Returns the file with the checksum of the reflog.
-
-        A run that is killed right after it wrote the reflog leaves the checksum under the name that it prepared it.
-        """
-        current = os.path.join(self.root, "var/spool/cvmfs", NAME, "reflog.chksum")
-        prepared = current + ".new"
-        if os.path.exists(prepared):
-            with open(prepared) as checksum, open(os.path.join(self.store, ".cvmfsreflog"), "rb") as reflog:
-                if checksum.read() == hashlib.sha1(reflog.read()).hexdigest():
-                    return prepared
-        return current
-
-    def check(self, what, *trees):
+    def check(self, what, killed, *trees):
         """Lets the verifier look at everything; returns the one of `trees` that the repository has."""
-        common = ["--store", self.store, "--fqrn", NAME,
-                  "--pub", os.path.join(self.root, "etc/cvmfs/keys", NAME + ".pub"), "--now", str(self.epoch)]
         try:
-            self.call([sys.executable, VERIFIER, "check", "--quiet", "--reflog-checksum", self.checksum_file()] + common)
-            listing = self.call([sys.executable, VERIFIER, "list", "--no-header"] + common)
+            self.site.check(killed, "--now", self.epoch)
+            listing = frame.verify("list", self.site.store, self.site.key, "--now", self.epoch, "--no-header")
         except Failure as failure:
             raise Failure("%s: %s" % (what, failure)) from None
         found = {}
@@ -166,10 +96,6 @@ class Soak:
             if found == expected(tree):
                 return tree
         raise Failure("%s: the tree is neither the old one nor the new one" % what)
-
-
-def program(name):
-    return os.path.join(os.environ["BIN"], name)
 
 
 def make_tree(chance, previous):
@@ -213,4 +139,4 @@ def write_tarball(tree, path):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(frame.main(Soak, "ingests", "kills", 200, 8))

@@ -11,80 +11,46 @@ At the end the replica must have the last revision, and the verifier must find n
 The clients share no code with the tools. `./dev soak` runs this; BIN is the directory of the programs.
 """
 
-import argparse
 import http.client
-import os
-import pathlib
-import random
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
-TESTS = pathlib.Path(__file__).resolve().parent.parent
+import frame
+from frame import NAME, TESTS, Failure
+
 sys.path.insert(0, str(TESTS / "verifier"))
 
 import vformat  # noqa: E402
 import vstore  # noqa: E402
 
-NAME = "soak.example.org"
 CLIENTS = 2
 DIRECTORIES, DIRECTORY_FILES = 12, 60
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600, help="how long [600]")
-    parser.add_argument("--short", dest="seconds", action="store_const", const=40, help="the same as --seconds 40")
-    parser.add_argument("--seed", type=int, default=None, help="repeat the trees of another run")
-    # The other soak has options of its own.
-    options, _ = parser.parse_known_args()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print("soak: replication for %d s, seed %d" % (options.seconds, seed), flush=True)
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="cvmfs-soak."))
-    soak = Soak(directory, random.Random(seed))
-    try:
-        soak.run(options.seconds)
-    except Failure as failure:
-        print("soak: FAILED: %s\nsoak: the site is kept in %s" % (failure, directory))
-        return 1
-    finally:
-        soak.stop()
-    shutil.rmtree(directory)
-    return 0
-
-
-class Failure(Exception):
-    """Something is not as it must be."""
-
-
-class Soak:
-    def __init__(self, directory, chance):
-        self.directory, self.chance = directory, chance
-        self.source, self.replica = directory / "stratum0", directory / "stratum1"
+class Soak(frame.Soak):
+    def __init__(self, directory, seed):
+        super().__init__(directory, seed)
+        self.source, self.replica = frame.Site(directory / "stratum0"), frame.Site(directory / "stratum1")
         self.tree = directory / "tree"
-        self.source_port, self.replica_port = free_port(), free_port()
-        self.servers = {}
+        self.source_port, self.replica_port = frame.free_port(), frame.free_port()
         self.is_over = threading.Event()
-        self.failures = []
 
     def run(self, seconds):
-        self.call(self.source, "cvmfs-publish", "-q", "mkfs", NAME)
+        self.call(self.source.root, "cvmfs-publish", "-q", "mkfs", NAME)
         self.change_tree(DIRECTORIES)
         self.publish()
         self.serve(self.source, self.source_port)
         url = "http://127.0.0.1:%d/cvmfs/%s" % (self.source_port, NAME)
-        key = self.source / "etc/cvmfs/keys" / (NAME + ".pub")
-        self.call(self.replica, "cvmfs-replica", "add-replica", "--stratum0", url, "--public-key", key)
-        self.call(self.replica, "cvmfs-replica", "-q", "snapshot")
-        self.serve(self.replica, self.replica_port)
+        self.call(self.replica.root, "cvmfs-replica", "add-replica", "--stratum0", url, "--public-key", self.source.key)
+        self.call(self.replica.root, "cvmfs-replica", "-q", "snapshot")
+        server = self.serve(self.replica, self.replica_port)
 
         clients = [Client(self.replica_port, self.is_over) for _ in range(CLIENTS)]
-        threads = [threading.Thread(target=self.guard, args=(work,))
-                   for work in (self.publish_on, self.kill_servers, *(client.read_on for client in clients))]
+        works = [(self.publish_on,), (self.kill_servers, server), *((client.read_on,) for client in clients)]
+        threads = [threading.Thread(target=self.guard, args=work) for work in works]
         for thread in threads:
             thread.start()
         kills, ends = self.snapshot_and_kill(time.monotonic() + seconds)
@@ -94,14 +60,10 @@ class Soak:
         if self.failures:
             raise Failure(self.failures[0])
 
-        self.call(self.replica, "cvmfs-replica", "-q", "snapshot")
-        if self.manifest(self.replica) != self.manifest(self.source):
+        self.call(self.replica.root, "cvmfs-replica", "-q", "snapshot")
+        if self.replica.manifest() != self.source.manifest():
             raise Failure("the replica does not have the last revision")
-        storage = self.replica / "srv/cvmfs" / NAME
-        done = subprocess.run([sys.executable, TESTS / "verifier/verify.py", "check", "--quiet", "--replica", "--store",
-                               storage, "--fqrn", NAME, "--pub", key], stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode != 0:
-            raise Failure("the verifier finds something in the replica:\n%s" % done.stdout)
+        frame.verify("check", self.replica.store, self.source.key, "--quiet", "--replica")
         seen = [client.revisions for client in clients]
         if min(map(len, seen)) < 2 or not ends:
             raise Failure("the replica made no progress: %d snapshots ended, clients saw %s" % (ends, seen))
@@ -113,28 +75,23 @@ class Soak:
         kills, ends = 0, 0
         typical = 0.5
         while time.monotonic() < end and not self.failures:
-            process = self.start(self.replica, "cvmfs-replica", "-q", "snapshot")
+            process = self.start(self.replica.root, "cvmfs-replica", "-q", "snapshot")
             started = time.monotonic()
-            try:
-                if process.wait(self.chance.uniform(0, 2) * typical) != 0:
-                    raise Failure("a snapshot fails")
+            if frame.ends_within(process, self.chance.uniform(0, 2) * typical, "a snapshot"):
                 ends += 1
                 typical = 0.8 * typical + 0.2 * (time.monotonic() - started)
                 time.sleep(self.chance.uniform(0, 0.3))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            else:
                 kills += 1
                 typical *= 1.05
         return kills, ends
 
-    def kill_servers(self):
+    def kill_servers(self, server):
         """Kills the server of the replica every few seconds."""
         while not self.is_over.wait(self.chance.uniform(2, 5)):
-            server = self.servers[self.replica_port]
             server.kill()
             server.wait()
-            self.serve(self.replica, self.replica_port)
+            server = self.serve(self.replica, self.replica_port)
 
     def publish_on(self):
         while not self.is_over.wait(self.chance.uniform(0, 1)):
@@ -142,7 +99,7 @@ class Soak:
             self.publish()
 
     def publish(self):
-        self.call(self.source, "cvmfs-publish", "-q", "publish", "--from", self.tree)
+        self.call(self.source.root, "cvmfs-publish", "-q", "publish", "--from", self.tree)
 
     def change_tree(self, directories):
         """Fills some directories anew; every other one is a nested catalog."""
@@ -155,38 +112,9 @@ class Soak:
             for file in range(DIRECTORY_FILES):
                 (directory / str(file)).write_bytes(self.chance.randbytes(self.chance.randrange(20_000)))
 
-    def guard(self, work):
-        """Runs the work of a thread; whatever ends it early is a failure of the whole."""
-        try:
-            work()
-        except BaseException as failure:  # pylint: disable=broad-except
-            self.failures.append(repr(failure))
-
-    def manifest(self, root):
-        return (root / "srv/cvmfs" / NAME / ".cvmfspublished").read_bytes()
-
-    def serve(self, root, port):
-        self.servers[port] = self.start(root, "cvmfs-replica", "-q", "serve", "--listen", "127.0.0.1:%d" % port)
-        for _ in range(300):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise Failure("nothing listens on port %d" % port)
-
-    def stop(self):
-        for server in self.servers.values():
-            server.kill()
-            server.wait()
-
-    def start(self, root, *command):
-        environment = dict(os.environ, CVMFS_SERVER_ROOT=str(root))
-        return subprocess.Popen([os.path.join(os.environ["BIN"], command[0]), *command[1:]], env=environment,
-                                stdout=subprocess.DEVNULL)
-
-    def call(self, root, *command):
-        if self.start(root, *command).wait() != 0:
-            raise Failure("%s fails" % " ".join(map(str, command)))
+    def serve(self, site, port):
+        command = [frame.program("cvmfs-replica"), "-q", "serve", "--listen", "127.0.0.1:%d" % port]
+        return self.start_server(command, port, env=self.environment(site.root))
 
 
 class Client:
@@ -255,11 +183,5 @@ class Client:
         raise Failure("the server of the replica does not come back")
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(frame.main(Soak, "replication", "seconds", 600, 40))

@@ -304,7 +304,13 @@ impl Site {
         arguments.extend(["--quiet", "--json", "--all-tags", "--reflog-checksum"].map(str::to_owned));
         arguments.push(checksum.to_str().expect("UTF-8").to_owned());
         arguments.extend(more.iter().map(|&text| text.to_owned()));
-        verifier(arguments).json()["numbers"].take()
+        let done = verifier(arguments);
+        if done.status.code() == Some(3) {
+            // Without the numbers, in which they would not be seen.
+            let findings: Vec<_> = done.stdout.lines().filter(|line| !line.starts_with('{')).collect();
+            panic!("the verifier found {}", findings.join("\n"));
+        }
+        done.json()["numbers"].take()
     }
 
     /// The file with the checksum of the reflog.

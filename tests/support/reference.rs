@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,7 +95,7 @@ impl Mount {
         client.env("HOME", "/home/tests").env_remove("UNSET_BY_TESTS");
         run(client.args(["-o", &options, &site.name]).arg(&point)).ok();
         let mount = Self { point };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !fs::read_to_string("/proc/mounts").expect("mounts").contains(&text(&mount.point)) {
             assert!(Instant::now() < deadline, "not mounted");
             thread::sleep(Duration::from_millis(20));
@@ -113,6 +114,32 @@ impl Drop for Mount {
         let unmounted = Command::new("umount").arg(&self.point).status().is_ok_and(|status| status.success());
         if !unmounted {
             let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(&self.point).status();
+        }
+    }
+}
+
+/// The reference's directory for statistics, which is the same for all installations: made for one test at a time.
+pub(crate) struct StatisticsDirectory {
+    path: PathBuf,
+    made: bool,
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl StatisticsDirectory {
+    pub(crate) fn make() -> Self {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = Path::new("/var/spool/cvmfs").join(NAME);
+        let made = !path.exists();
+        fs::create_dir_all(&path).expect("directory for statistics");
+        Self { path, made, _lock: lock }
+    }
+}
+
+impl Drop for StatisticsDirectory {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = fs::remove_dir_all(&self.path);
         }
     }
 }

@@ -29,7 +29,7 @@ impl Source {
             .env("NO_COLOR", "1");
         command.stdout(Stdio::null()).stderr(File::create(&log).expect("log"));
         let child = command.spawn().expect("server");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let address = loop {
             let text = fs::read_to_string(&log).expect("log");
             if let Some(line) = text.lines().find(|line| line.starts_with("serving ") && text.contains('\n')) {

@@ -154,7 +154,7 @@ def parse(arguments):
     check.add_argument("--reflog-checksum", metavar="FILE", help="reflog.chksum of the server")
     check.add_argument("--replica", action="store_true",
                        help="a Stratum 1: Y need not match, reflog and .cvmfs_master_replica may be missing")
-    check.add_argument("--stale-y", action="store_true", help="Y need not match the reflog (after garbage collection)")
+    check.add_argument("--stale-y", action="store_true", help="Y need not match the reflog (after a garbage collection or a kill)")
     check.add_argument("--all-tags", action="store_true", help="walk the trees of all tags, not only HEAD")
     check.add_argument("--no-data", dest="data", action="store_false", help="only test that data objects exist")
     check.add_argument("--strict", dest="strict", action="store_true", default=True, help="the default")

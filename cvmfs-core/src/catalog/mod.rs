@@ -6,10 +6,13 @@
 //!
 //! Source: `cvmfs/catalog_sql.h`, `cvmfs/catalog.h`.
 
+mod migration;
 mod moving;
 mod objects;
+mod scan;
 mod schema;
 mod statistics;
+mod sweeping;
 mod writable;
 
 use std::path::Path;
@@ -18,13 +21,16 @@ use crate::clock::UnixSeconds;
 use crate::database::{Database, Text, bytes};
 use crate::entry::{Chunk, Entry, Hardlinks, Mtime, RawKind, flag};
 use crate::error::{Error, Result};
-use crate::hash::{ContentHash, ObjectId};
+use crate::hash::{Algorithm, ContentHash, ObjectId};
 use crate::path::{PathHash, RepoPath, display};
 use crate::storage::ReadStore;
 use crate::xattr::Xattrs;
 use schema::Shape;
 
+pub(crate) use migration::{Legacy, Migrated, RootEntry};
 pub use objects::NeededObject;
+pub(crate) use scan::{Rows, ScannedChunk, ScannedRow};
+pub(crate) use statistics::StoredCounters;
 pub use statistics::{Counters, Statistics};
 pub use writable::{Finish, FinishedCatalog, WritableCatalog};
 
@@ -66,7 +72,7 @@ impl Row {
 pub struct Nested {
     /// Where it is mounted.
     pub path: RepoPath,
-    /// Its object.
+    /// Its object; null if the catalog does not say, as the oldest ones.
     pub hash: ContentHash,
     /// Bytes of its database, uncompressed; unknown in old catalogs.
     pub size: Option<u64>,
@@ -108,12 +114,12 @@ impl Catalog {
 
     /// The revision of this catalog; that of the root catalog is the repository's.
     pub fn revision(&self) -> Result<u64> {
-        Ok(self.database.parse_property("revision")?.unwrap_or(0))
+        Ok(self.parse_property("revision")?.unwrap_or(0))
     }
 
     /// When the catalog was written.
     pub fn last_modified(&self) -> Result<UnixSeconds> {
-        Ok(UnixSeconds(self.database.parse_property("last_modified")?.unwrap_or(0)))
+        Ok(UnixSeconds(self.parse_property("last_modified")?.unwrap_or(0)))
     }
 
     /// Bytes of the database, uncompressed.
@@ -123,27 +129,46 @@ impl Catalog {
 
     /// The catalog that this one replaced; `None` for the first of its path.
     pub fn previous(&self) -> Result<Option<ContentHash>> {
-        let hash = self.database.parse_property::<ContentHash>("previous_revision")?;
+        let hash = self.parse_property::<ContentHash>("previous_revision")?;
         Ok(hash.filter(|hash| !hash.is_null()))
     }
 
     /// Seconds that a client may wait before it asks for a new revision, if the catalog says.
     pub fn ttl(&self) -> Result<Option<u32>> {
-        self.database.parse_property("TTL")
+        self.parse_property("TTL")
     }
 
-    /// Where the catalog is mounted.
+    /// Where the catalog is mounted, if it says; `/` otherwise.
     pub fn root(&self) -> Result<RepoPath> {
-        self.database.property("root_prefix")?.unwrap_or_default().parse()
+        Ok(self.parse_property("root_prefix")?.unwrap_or_default())
+    }
+
+    /// Whether the catalog says where it is mounted, and of which revision it is: the oldest ones do not.
+    pub(crate) fn has_place(&self) -> bool {
+        self.shape.properties
+    }
+
+    /// Whether entries have link counts, and nested catalogs markers: those of before schema 2.1 have not.
+    pub(crate) fn has_link_counts(&self) -> bool {
+        self.shape.link_counts
+    }
+
+    fn parse_property<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+        if self.shape.properties { self.database.parse_property(key) } else { Ok(None) }
     }
 
     /// The counters as stored; counted from the rows if the catalog is too old to have any.
     pub fn statistics(&self) -> Result<Statistics> {
         if self.shape.statistics {
-            Statistics::read(&self.database)
+            Statistics::read(&self.database, &self.shape)
         } else {
             Ok(Statistics { own: self.recount()?, subtree: Counters::default() })
         }
+    }
+
+    /// The counters as they are, right or wrong; `None` if the catalog is too old to have any.
+    pub(crate) fn stored_counters(&self) -> Result<Option<StoredCounters>> {
+        if self.shape.statistics { StoredCounters::read(&self.database, &self.shape).map(Some) } else { Ok(None) }
     }
 
     /// The counters of this catalog as its rows have them.
@@ -185,32 +210,38 @@ impl Catalog {
 
 fn find(database: &Database, shape: &Shape, path: PathHash) -> Result<Option<Row>> {
     let sql = format!("SELECT {} FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2", shape.entry_columns);
-    let raw = database.query_one(&sql, (path.first, path.second), RawRow::read)?;
-    raw.map(|raw| raw.interpret(database, shape)).transpose()
+    let row = |row: &rusqlite::Row<'_>| Ok(RawRow::read(row)?.interpret(database, shape));
+    database.query_one(&sql, (path.first, path.second), row)?.transpose()
 }
 
 fn list(database: &Database, shape: &Shape, directory: PathHash) -> Result<Vec<Row>> {
     let sql = format!("SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2", shape.entry_columns);
-    let mut raw = database.query(&sql, (directory.first, directory.second), RawRow::read)?;
+    let row = |row: &rusqlite::Row<'_>| Ok(RawRow::read(row)?.interpret(database, shape));
+    let rows = database.query(&sql, (directory.first, directory.second), row)?;
+    let mut rows = rows.into_iter().collect::<Result<Vec<Row>>>()?;
     // They mostly come in order, which costs less to see here than in the database.
-    raw.sort_by(|a, b| a.name.cmp(&b.name));
-    raw.into_iter().map(|raw| raw.interpret(database, shape)).collect()
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(rows)
 }
 
 fn nested(database: &Database, shape: &Shape, table: &str) -> Result<Vec<Nested>> {
-    let size = if shape.nested_size { "size" } else { "NULL" };
-    let rows = database.query(&format!("SELECT path, sha1, {size} FROM {table} ORDER BY path"), [], nested_row)?;
+    let columns = nested_columns(shape);
+    let rows = database.query(&format!("SELECT {columns} FROM {table} ORDER BY path"), [], nested_row)?;
     rows.into_iter().map(|row| interpret_nested(database, row)).collect()
 }
 
 fn nested_at(database: &Database, shape: &Shape, path: &RepoPath) -> Result<Option<Nested>> {
-    let size = if shape.nested_size { "size" } else { "NULL" };
-    let sql = format!("SELECT path, sha1, {size} FROM nested_catalogs WHERE path = ?1");
+    let sql = format!("SELECT {} FROM nested_catalogs WHERE path = ?1", nested_columns(shape));
     let row = database.query_one(&sql, [Text(&path.to_catalog_text())], nested_row)?;
     row.map(|row| interpret_nested(database, row)).transpose()
 }
 
-type NestedRow = (Vec<u8>, String, Option<i64>);
+fn nested_columns(shape: &Shape) -> String {
+    let column = |has: bool, name: &'static str| if has { name } else { "NULL" };
+    format!("path, {}, {}", column(shape.nested_hash, "sha1"), column(shape.nested_size, "size"))
+}
+
+type NestedRow = (Vec<u8>, Option<String>, Option<i64>);
 
 fn nested_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NestedRow> {
     Ok((bytes(row, 0)?.to_vec(), row.get(1)?, row.get(2)?))
@@ -218,48 +249,51 @@ fn nested_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NestedRow> {
 
 fn interpret_nested(database: &Database, (path, hash, size): NestedRow) -> Result<Nested> {
     let path = RepoPath::from_bytes(&path)?;
-    let hash = hash.parse().map_err(|_| {
-        Error::malformed(database.what(), format!("nested catalog {path} has an impossible hash {hash:?}"))
-    })?;
+    let hash = match hash {
+        Some(hash) if !hash.is_empty() => hash.parse().map_err(|_| {
+            Error::malformed(database.what(), format!("nested catalog {path} has an impossible hash {hash:?}"))
+        })?,
+        _ => ContentHash::null(Algorithm::Sha1),
+    };
     // Zero stands for unknown, too.
     Ok(Nested { path, hash, size: size.and_then(|size| u64::try_from(size).ok()).filter(|&size| size > 0) })
 }
 
 /// A row as SQLite returns it.
-struct RawRow {
+struct RawRow<'a> {
     path: PathHash,
     parent: PathHash,
     hardlinks: i64,
-    hash: Vec<u8>,
+    hash: &'a [u8],
     size: i64,
     mode: i64,
     mtime: i64,
     mtimens: Option<i64>,
     flags: i64,
-    name: Vec<u8>,
-    symlink: Vec<u8>,
+    name: &'a [u8],
+    symlink: &'a [u8],
     uid: i64,
     gid: i64,
-    xattr: Vec<u8>,
+    xattr: &'a [u8],
 }
 
-impl RawRow {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+impl<'a> RawRow<'a> {
+    fn read(row: &'a rusqlite::Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             path: PathHash { first: row.get(0)?, second: row.get(1)? },
             parent: PathHash { first: row.get(2)?, second: row.get(3)? },
             hardlinks: row.get(4)?,
-            hash: bytes(row, 5)?.to_vec(),
+            hash: bytes(row, 5)?,
             size: row.get(6)?,
             mode: row.get(7)?,
             mtime: row.get(8)?,
             mtimens: row.get(9)?,
             flags: row.get(10)?,
-            name: bytes(row, 11)?.to_vec(),
-            symlink: bytes(row, 12)?.to_vec(),
+            name: bytes(row, 11)?,
+            symlink: bytes(row, 12)?,
             uid: row.get(13)?,
             gid: row.get(14)?,
-            xattr: bytes(row, 15)?.to_vec(),
+            xattr: bytes(row, 15)?,
         })
     }
 
@@ -271,7 +305,7 @@ impl RawRow {
     fn interpret(self, database: &Database, shape: &Shape) -> Result<Row> {
         let named = |error| match error {
             Error::Malformed { what, reason } => {
-                Error::malformed(database.what(), format!("entry {:?}: {what}: {reason}", display(&self.name)))
+                Error::malformed(database.what(), format!("entry {:?}: {what}: {reason}", display(self.name)))
             }
             other => other,
         };
@@ -279,8 +313,8 @@ impl RawRow {
             flags: self.flags as u32,
             mode: self.mode as u32,
             size: self.size as u64,
-            hash: &self.hash,
-            symlink: &self.symlink,
+            hash: self.hash,
+            symlink: self.symlink,
         };
         let chunks = if raw.flags & flag::CHUNKED != 0 && shape.chunks {
             read_chunks(database, self.path, &raw).map_err(named)?
@@ -288,7 +322,7 @@ impl RawRow {
             Vec::new()
         };
         let kind = raw.interpret(chunks).map_err(named)?;
-        let xattrs = if self.xattr.is_empty() { Xattrs::new() } else { Xattrs::parse(&self.xattr).map_err(named)? };
+        let xattrs = if self.xattr.is_empty() { Xattrs::new() } else { Xattrs::parse(self.xattr).map_err(named)? };
         let nanoseconds = self.mtimens.map(|nanoseconds| nanoseconds.clamp(0, 999_999_999) as u32);
         let entry = Entry {
             kind,
@@ -300,7 +334,7 @@ impl RawRow {
             hidden: raw.flags & flag::HIDDEN != 0,
         };
         let hardlinks = Hardlinks::from_column(self.hardlinks);
-        Ok(Row { path: self.path, parent: self.parent, name: self.name, hardlinks, entry })
+        Ok(Row { path: self.path, parent: self.parent, name: self.name.to_vec(), hardlinks, entry })
     }
 }
 
@@ -427,7 +461,7 @@ mod tests {
     #[test]
     fn unknown_schemas_and_other_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
-        for schema in ["('schema', '2.6')", "('schema', '3.0')", "('schema', '2.2')"] {
+        for schema in ["('schema', '2.6')", "('schema', '3.0')"] {
             let path = old_catalog(directory.path(), schema, SCHEMA_2_4, "path TEXT, sha1 TEXT", CHUNKS);
             assert!(matches!(Catalog::open(&path), Err(Error::Unsupported { .. })), "{schema}");
             std::fs::remove_file(path).unwrap();

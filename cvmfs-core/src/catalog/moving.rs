@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::schema::COLUMNS;
 use super::{Row, WritableCatalog};
 use crate::database::{Text, bytes};
 use crate::entry::{EntryKind, Mount, flag};
@@ -160,9 +161,6 @@ impl WritableCatalog {
         child.database.batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN;")
     }
 }
-
-/// All columns of `catalog`.
-const COLUMNS: &str = "md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, flags, name, symlink, uid, gid, xattr";
 
 #[cfg(test)]
 mod tests {

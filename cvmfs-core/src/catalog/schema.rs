@@ -11,6 +11,11 @@ pub(super) const VERSION: &str = "2.5";
 pub(super) const REVISION: u32 = 7;
 /// Slack in comparing schema versions, which are stored as decimal numbers.
 const EPSILON: f64 = 0.0005;
+/// Number of counters in the newest schema.
+const COUNTERS: i64 = 24;
+
+/// All columns of `catalog`, in the order that they are made.
+pub(super) const COLUMNS: &str = "md5path_1, md5path_2, parent_1, parent_2, hardlinks, hash, size, mode, mtime, mtimens, flags, name, symlink, uid, gid, xattr";
 
 /// All tables in the order of the reference. The order of columns matters: one place in the reference copies whole
 /// rows between catalogs by position.
@@ -31,6 +36,20 @@ CREATE TABLE statistics (counter TEXT, value INTEGER, CONSTRAINT pk_statistics P
 /// What a catalog file has, read from the file itself rather than from its version: upgrades append columns.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
+    /// The version of the schema; 0.9 without properties.
+    version: f64,
+    /// Whether the table of entries is that of the newest schema, columns in their order.
+    newest_columns: bool,
+    /// Whether there are properties.
+    pub(super) properties: bool,
+    /// Whether entries have link counts and groups of hard links, as since schema 2.1; before, they have inodes.
+    pub(super) link_counts: bool,
+    /// Whether entries have inodes.
+    pub(super) inodes: bool,
+    /// Whether entries have owners.
+    pub(super) owners: bool,
+    /// Whether `nested_catalogs` has a hash.
+    pub(super) nested_hash: bool,
     /// The select list for entries, with constants for columns that the file lacks.
     pub(super) entry_columns: String,
     /// The column of extended attributes, or a constant.
@@ -49,19 +68,15 @@ impl Shape {
     /// Reads the shape of a catalog.
     ///
     /// # Errors
-    /// `Unsupported` for a schema that no reader of version 2.5 reads; `Malformed` if it is no catalog.
+    /// `Unsupported` for a schema newer than 2.5; `Malformed` if it is no catalog.
     pub(super) fn read(database: &Database) -> Result<Self> {
         let columns = database.columns("catalog")?;
         if columns.is_empty() {
             return Err(Error::malformed(database.what(), "it has no table `catalog`"));
         }
-        let version: f64 = if database.columns("properties")?.is_empty() {
-            0.9
-        } else {
-            database.parse_property("schema")?.unwrap_or(1.0)
-        };
-        let is = |known: f64| (version - known).abs() < EPSILON;
-        if version > 2.0 - EPSILON && !is(2.4) && !is(2.5) {
+        let properties = !database.columns("properties")?.is_empty();
+        let version: f64 = if properties { database.parse_property("schema")?.unwrap_or(1.0) } else { 0.9 };
+        if version > 2.5 + EPSILON {
             return Err(Error::Unsupported { what: format!("{}: catalog schema {version}", database.what()) });
         }
         let column = |name: &'static str, otherwise: &'static str| {
@@ -86,15 +101,42 @@ impl Shape {
             column("xattr", "NULL"),
         ]
         .join(", ");
+        let has = |name: &str| columns.iter().any(|column| column == name);
         let has_table = |name| Ok::<_, Error>(!database.columns(name)?.is_empty());
+        let nested = database.columns("nested_catalogs")?;
         Ok(Self {
+            version,
+            newest_columns: columns.join(", ") == COLUMNS,
+            properties,
+            link_counts: has("hardlinks"),
+            inodes: has("inode"),
+            owners: has("uid") && has("gid"),
+            nested_hash: nested.iter().any(|name| name == "sha1"),
             entry_columns,
             xattr_column: column("xattr", "NULL"),
-            nested_size: database.columns("nested_catalogs")?.iter().any(|name| name == "size"),
+            nested_size: nested.iter().any(|name| name == "size"),
             bind_mountpoints: has_table("bind_mountpoints")?,
             chunks: has_table("chunks")?,
             statistics: has_table("statistics")?,
         })
+    }
+
+    /// Whether the schema has all counters that its revision says; earlier ones had four, or none.
+    pub(super) fn counts_everything(&self) -> bool {
+        self.version > 2.5 - EPSILON
+    }
+
+    /// Whether a file of this shape has everything that the newest schema has, where the newest schema has it: what was
+    /// upgraded in place has not.
+    pub(super) fn is_newest(&self, database: &Database) -> Result<bool> {
+        let tables = self.properties && self.nested_size && self.bind_mountpoints && self.chunks && self.statistics;
+        if !tables || !self.newest_columns || !self.counts_everything() {
+            return Ok(false);
+        }
+        let count = |sql: &str| Ok::<i64, Error>(database.query_one(sql, [], |row| row.get(0))?.unwrap_or(0));
+        Ok(database.parse_property::<u32>("schema_revision")?.unwrap_or(0) >= REVISION
+            && count("SELECT count(*) FROM statistics")? >= COUNTERS
+            && count("SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name = 'idx_catalog_parent'")? > 0)
     }
 }
 
@@ -102,10 +144,11 @@ impl Shape {
 ///
 /// # Errors
 /// `Unsupported` for another schema: such a catalog has to be migrated first.
-pub(super) fn upgrade(database: &Database) -> Result<()> {
-    let version: f64 = database.parse_property("schema")?.unwrap_or(0.0);
-    if (version - 2.5).abs() > EPSILON {
-        return Err(Error::Unsupported { what: format!("{}: writing catalog schema {version}", database.what()) });
+pub(super) fn upgrade(database: &Database, shape: &Shape) -> Result<()> {
+    if !shape.counts_everything() {
+        let (what, version) = (database.what(), shape.version);
+        let what = format!("{what}: to change a catalog of schema {version} (run `cvmfs-publish migrate`)");
+        return Err(Error::Unsupported { what });
     }
     let revision: u32 = database.parse_property("schema_revision")?.unwrap_or(0);
     let steps = [

@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign};
 
 use super::schema::Shape;
 use crate::database::Database;
+use crate::entry::{flag, type_bits};
 use crate::error::{Error, Result};
 
 /// Number of counters of each kind.
@@ -120,30 +121,45 @@ impl Counters {
 
     /// Counts the rows of a catalog.
     pub(super) fn recount(database: &Database, shape: &Shape) -> Result<Self> {
-        use crate::entry::type_bits::{DIRECTORY, FILE as REGULAR, MASK, SYMLINK};
-        // By mode: the flag for special files came late, and older rows do not have it.
-        let file_type = format!("(mode & {MASK})");
-        let regular = format!("{file_type} = {REGULAR}");
-        let (chunks, xattrs) = (if shape.chunks { "(SELECT count(*) FROM chunks)" } else { "0" }, shape.xattr_column);
-        let sql = format!(
-            "SELECT
-            count(*) FILTER (WHERE {regular}), count(*) FILTER (WHERE {file_type} = {SYMLINK}),
-            count(*) FILTER (WHERE {file_type} NOT IN ({REGULAR}, {SYMLINK}, {DIRECTORY})),
-            count(*) FILTER (WHERE {file_type} = {DIRECTORY}), (SELECT count(*) FROM nested_catalogs),
-            count(*) FILTER (WHERE flags & 64), {chunks},
-            coalesce(sum(size) FILTER (WHERE {regular}), 0), coalesce(sum(size) FILTER (WHERE flags & 64), 0),
-            count({xattrs}), count(*) FILTER (WHERE flags & 128), coalesce(sum(size) FILTER (WHERE flags & 128), 0)
-            FROM catalog"
-        );
-        let values = database.query_one(&sql, [], |row| {
-            let mut values = [0; COUNT];
-            for (index, value) in values.iter_mut().enumerate() {
-                *value = row.get::<_, i64>(index)?;
+        let mut counters = Self::default();
+        // Every catalog that is stored is counted: adding up here takes half the time that it takes the database.
+        let sql = format!("SELECT mode, flags, size, {} IS NOT NULL FROM catalog", shape.xattr_column);
+        database.visit(&sql, |row| {
+            // What is no number is wrong, and counts as 0.
+            let number = |column| -> rusqlite::Result<u64> {
+                Ok(row.get_ref(column)?.as_i64().map_or(0, |number| number.max(0).unsigned_abs()))
+            };
+            let (mode, flags, size) = (number(0)?, number(1)?, number(2)?);
+            let is = |bit: u32| flags & u64::from(bit) != 0;
+            // By mode: the flag for special files came late, and older rows do not have it.
+            let file_type = u32::try_from(mode & u64::from(type_bits::MASK)).unwrap_or(0);
+            match file_type {
+                type_bits::FILE => {
+                    counters.regular += 1;
+                    counters.file_size = counters.file_size.saturating_add(size);
+                }
+                type_bits::SYMLINK => counters.symlink += 1,
+                type_bits::DIRECTORY => counters.directory += 1,
+                _ => counters.special += 1,
             }
-            Ok(values)
+            if is(flag::CHUNKED) {
+                counters.chunked += 1;
+                counters.chunked_size = counters.chunked_size.saturating_add(size);
+            }
+            if is(flag::EXTERNAL) {
+                counters.external += 1;
+                counters.external_file_size = counters.external_file_size.saturating_add(size);
+            }
+            counters.xattr += u64::from(row.get::<_, bool>(3)?);
+            Ok(())
         })?;
-        let values = values.unwrap_or_default().map(|value| u64::try_from(value).unwrap_or(0));
-        Ok(Self::from_array(values))
+        let count = |table: &str| -> Result<u64> {
+            let sql = format!("SELECT count(*) FROM {table}");
+            Ok(database.query_one(&sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
+        };
+        counters.nested = count("nested_catalogs")?;
+        counters.chunks = if shape.chunks { count("chunks")? } else { 0 };
+        Ok(counters)
     }
 }
 
@@ -176,6 +192,65 @@ impl std::iter::Sum for Counters {
     }
 }
 
+/// The counters of a catalog as they are, right or wrong: of itself, and of all catalogs below it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredCounters {
+    own: [Option<i64>; COUNT],
+    subtree: [Option<i64>; COUNT],
+    /// Counters that the schema has.
+    required: [bool; COUNT],
+}
+
+impl StoredCounters {
+    pub(super) fn read(database: &Database, shape: &Shape) -> Result<Self> {
+        let rows =
+            database.query("SELECT CAST(counter AS TEXT), CAST(value AS INTEGER) FROM statistics", [], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<i64>>(1)?))
+            })?;
+        let find = |prefix: &str| {
+            NAMES.map(|name| {
+                let key = format!("{prefix}{name}");
+                rows.iter().find(|(counter, _)| counter.as_ref() == Some(&key)).and_then(|(_, value)| *value)
+            })
+        };
+        let revision: u32 = database.parse_property("schema_revision")?.unwrap_or(0);
+        // The schema revisions that brought what older ones lack.
+        let since = |name| match name {
+            "xattr" => 2,
+            "external" | "external_file_size" => 3,
+            "special" => 5,
+            _ => 0,
+        };
+        let required = NAMES.map(|name| shape.counts_everything() && revision >= since(name));
+        Ok(Self { own: find("self_"), subtree: find("subtree_"), required })
+    }
+
+    /// In words, each counter of the catalog itself that is not what the rows have.
+    pub(crate) fn own_differences(&self, expected: &Counters) -> Vec<String> {
+        self.differences("self_", &self.own, expected)
+    }
+
+    /// In words, each counter of the catalogs below that is not their sum.
+    pub(crate) fn subtree_differences(&self, expected: &Counters) -> Vec<String> {
+        self.differences("subtree_", &self.subtree, expected)
+    }
+
+    fn differences(&self, prefix: &str, stored: &[Option<i64>; COUNT], expected: &Counters) -> Vec<String> {
+        let mut words = Vec::new();
+        for (index, expected) in expected.to_array().into_iter().enumerate() {
+            let name = NAMES[index];
+            match stored[index] {
+                Some(value) if u64::try_from(value) != Ok(expected) => {
+                    words.push(format!("{prefix}{name} is {value}, and should be {expected}"));
+                }
+                None if self.required[index] => words.push(format!("{prefix}{name} is missing")),
+                _ => {}
+            }
+        }
+        words
+    }
+}
+
 /// All counters of a catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Statistics {
@@ -194,8 +269,8 @@ impl Statistics {
     /// Reads the table.
     ///
     /// # Errors
-    /// `Malformed` if a counter is missing that every schema revision has, or negative.
-    pub(crate) fn read(database: &Database) -> Result<Self> {
+    /// `Malformed` if a counter is missing that every revision of schema 2.5 has, or negative.
+    pub(super) fn read(database: &Database, shape: &Shape) -> Result<Self> {
         let rows = database.query("SELECT counter, value FROM statistics", [], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
         })?;
@@ -207,7 +282,7 @@ impl Statistics {
                     Some((_, number)) => u64::try_from(*number).map_err(|_| {
                         Error::malformed(database.what(), format!("counter {key} is negative: {number}"))
                     })?,
-                    None if OPTIONAL.contains(&name) => 0,
+                    None if OPTIONAL.contains(&name) || !shape.counts_everything() => 0,
                     None => return Err(Error::malformed(database.what(), format!("counter {key} is missing"))),
                 };
             }

@@ -26,7 +26,7 @@ pub struct WritableCatalog {
     pub(super) database: Database,
     pub(super) shape: Shape,
     pub(super) mount: RepoPath,
-    changed: bool,
+    pub(super) changed: bool,
 }
 
 /// What a finished catalog is: a file to be stored, and what its parent must know.
@@ -79,8 +79,7 @@ impl WritableCatalog {
     }
 
     fn upgraded(database: Database, mount: RepoPath) -> Result<Self> {
-        Shape::read(&database)?;
-        schema::upgrade(&database)?;
+        schema::upgrade(&database, &Shape::read(&database)?)?;
         let shape = Shape::read(&database)?;
         Ok(Self { database, shape, mount, changed: false })
     }
@@ -287,8 +286,8 @@ impl WritableCatalog {
     }
 
     /// Counts rows, sets the properties, packs the file if worth it, and closes it.
-    pub fn finish(self, finish: &Finish) -> Result<FinishedCatalog> {
-        let database = &self.database;
+    pub fn finish(mut self, finish: &Finish) -> Result<FinishedCatalog> {
+        let database = &mut self.database;
         let statistics = Statistics { own: Counters::recount(database, &self.shape)?, subtree: finish.subtree };
         statistics.write(database)?;
         let revision = finish.revision.unwrap_or(database.parse_property::<u64>("revision")?.unwrap_or(0) + 1);
@@ -301,11 +300,11 @@ impl WritableCatalog {
 }
 
 /// Drops free pages if there are many, and numbers the rows anew in their order if few numbers are in use.
-fn compact(database: &Database) -> Result<()> {
-    let number = |sql: &str| -> Result<f64> {
+fn compact(database: &mut Database) -> Result<()> {
+    let number = |database: &Database, sql: &str| -> Result<f64> {
         Ok(database.query_one(sql, [], |row| row.get::<_, Option<f64>>(0))?.flatten().unwrap_or(0.0))
     };
-    let wasted = number("SELECT 1.0 - CAST(count(*) AS REAL) / max(rowid) FROM catalog")?;
+    let wasted = number(database, "SELECT 1.0 - CAST(count(*) AS REAL) / max(rowid) FROM catalog")?;
     if wasted > MAX_WASTED_ROWS {
         // To make the index anew is faster than to keep it up with each row.
         let sql = "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = 'idx_catalog_parent'";
@@ -320,10 +319,10 @@ fn compact(database: &Database) -> Result<()> {
             index.unwrap_or_default()
         ))?;
     }
-    let free = number("SELECT CAST(freelist_count AS REAL) FROM pragma_freelist_count")?;
-    let pages = number("SELECT CAST(page_count AS REAL) FROM pragma_page_count")?;
+    let free = number(database, "SELECT CAST(freelist_count AS REAL) FROM pragma_freelist_count")?;
+    let pages = number(database, "SELECT CAST(page_count AS REAL) FROM pragma_page_count")?;
     if wasted > MAX_WASTED_ROWS || free > MAX_FREE_PAGES * pages {
-        database.batch("COMMIT; VACUUM; BEGIN;")?;
+        database.vacuum()?;
     }
     Ok(())
 }

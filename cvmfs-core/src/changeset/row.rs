@@ -3,7 +3,7 @@
 use crate::database::bytes;
 use crate::entry::{Chunk, Entry, Mtime, RawKind};
 use crate::error::{DatabaseContext as _, Result};
-use crate::hash::ContentHash;
+use crate::hash::{ContentHash, DIGEST_SIZE};
 use crate::path::RepoPath;
 use crate::xattr::Xattrs;
 
@@ -67,4 +67,9 @@ fn decode_chunks(encoded: &[u8], algorithm: crate::hash::Algorithm) -> Result<Ve
         Ok(chunk)
     };
     encoded.chunks_exact(CHUNK_BYTES).map(decode).collect()
+}
+
+/// The digests of encoded chunks.
+pub(super) fn digests_of_chunks(encoded: &[u8]) -> impl Iterator<Item = &[u8; DIGEST_SIZE]> {
+    encoded.chunks_exact(CHUNK_BYTES).filter_map(|piece| piece.last_chunk())
 }

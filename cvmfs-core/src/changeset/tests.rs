@@ -1,7 +1,7 @@
 use super::*;
-use crate::change::Content;
+use crate::change::{Change, Content, Metadata};
 use crate::compression::Compression;
-use crate::entry::{Chunk, Mtime};
+use crate::entry::{Chunk, FileContent, FileObjects, Mtime};
 use crate::hash::Algorithm;
 use crate::xattr::Xattrs;
 

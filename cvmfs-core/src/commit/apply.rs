@@ -58,8 +58,9 @@ pub(super) struct Applied {
 /// Applies all changes to a tree.
 pub(super) fn apply(context: Context<'_>, tree: &mut Tree) -> Result<Applied> {
     let root = tree.root();
-    let before = context.totals.of(context.store, root, context.scratch)?;
-    let mut catalog = WritableCatalog::copy_of(&*tree.root_catalog()?, RepoPath::root(), context.scratch)?;
+    let head = tree.root_catalog()?;
+    let before = head.statistics()?.total();
+    let mut catalog = WritableCatalog::copy_of(&head, RepoPath::root(), context.scratch)?;
     if let Some(ttl) = context.ttl {
         catalog.set_property("TTL", &ttl)?;
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::catalog::{Counters, FinishedCatalog, Nested};
@@ -10,20 +10,31 @@ use crate::compression::{CompressingWriter, Compressor, Effort};
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::object::{ObjectWriter, StoredObject};
+use crate::parallel;
 use crate::path::RepoPath;
 use crate::storage::WriteStore;
 
 /// Databases larger than this are deflated as a stream instead of whole in memory.
 const WHOLE_FILE_MAX: u64 = 32 << 20;
 
-/// Stores catalogs and other databases in parallel.
+/// Stores catalogs, on the threads of whoever asks.
 #[derive(Debug)]
-pub(super) struct Finisher {
+pub(super) struct Storer {
     store: Arc<dyn WriteStore>,
     algorithm: Algorithm,
     effort: Effort,
+    compressors: Mutex<Vec<Compressor>>,
+}
+
+/// Stores catalogs in parallel, on threads of its own. Dropping it waits for what they have begun, which is on disk.
+#[derive(Debug)]
+pub(super) struct Finisher {
+    storer: Arc<Storer>,
     pool: rayon::ThreadPool,
-    compressors: Arc<Mutex<Vec<Compressor>>>,
+    /// Each catalog on its way has a clone of it.
+    busy: Option<Sender<()>>,
+    /// Ends when there are no clones.
+    idle: Mutex<Receiver<()>>,
 }
 
 /// A catalog that is stored.
@@ -54,6 +65,31 @@ impl StoringCatalog {
     }
 }
 
+impl Storer {
+    pub(super) fn new(store: Arc<dyn WriteStore>, algorithm: Algorithm, effort: Effort) -> Self {
+        Self { store, algorithm, effort, compressors: Mutex::default() }
+    }
+
+    /// Stores a catalog.
+    pub(super) fn store(&self, mount: RepoPath, finished: FinishedCatalog) -> Result<StoredCatalog> {
+        let idle = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut compressor = idle.unwrap_or_else(|| Compressor::new(self.effort));
+        let (kind, level) = (ObjectKind::Catalog, self.effort.level);
+        let stored = store_database(&*self.store, &finished.file, kind, self.algorithm, &mut compressor, level);
+        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        let FinishedCatalog { file, statistics, revision } = finished;
+        // Before anybody hears of it: with the last catalog the process may end, and nobody would remove the file.
+        drop(file);
+        stored.map(|StoredDatabase { hash, size, stored_size }| StoredCatalog {
+            nested: Nested { path: mount, hash, size: Some(size) },
+            size,
+            stored_size,
+            revision,
+            total: statistics.total(),
+        })
+    }
+}
+
 impl Finisher {
     /// Prepares `threads` workers; 0 for one a core.
     pub(super) fn new(
@@ -62,38 +98,29 @@ impl Finisher {
         effort: Effort,
         threads: usize,
     ) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|error| Error::invalid("threads", error.to_string()))?;
-        Ok(Self { store, algorithm, effort, pool, compressors: Arc::default() })
+        let (busy, idle) = channel();
+        let storer = Arc::new(Storer::new(store, algorithm, effort));
+        Ok(Self { storer, pool: parallel::pool(threads)?, busy: Some(busy), idle: Mutex::new(idle) })
     }
 
     /// Begins to store a catalog.
     pub(super) fn store(&self, path: RepoPath, finished: FinishedCatalog) -> StoringCatalog {
         let (sender, result) = sync_channel(1);
-        let (store, compressors) = (Arc::clone(&self.store), Arc::clone(&self.compressors));
-        let (algorithm, effort, mount) = (self.algorithm, self.effort, path.clone());
+        let (storer, mount, busy) = (Arc::clone(&self.storer), path.clone(), self.busy.clone());
         self.pool.spawn(move || {
-            let idle = compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut compressor = idle.unwrap_or_else(|| Compressor::new(effort));
-            let stored =
-                store_database(&*store, &finished.file, ObjectKind::Catalog, algorithm, &mut compressor, effort.level);
-            compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-            let FinishedCatalog { file, statistics, revision } = finished;
-            // Before anybody hears of it: with the last catalog the process may end, and nobody would remove the file.
-            drop(file);
-            let stored = stored.map(|StoredDatabase { hash, size, stored_size }| StoredCatalog {
-                nested: Nested { path: mount, hash, size: Some(size) },
-                size,
-                stored_size,
-                revision,
-                total: statistics.total(),
-            });
             // Nobody waits any more if the commit failed elsewhere.
-            let _ = sender.send(stored);
+            let _ = sender.send(storer.store(mount, finished));
+            drop(busy);
         });
         StoringCatalog { path, result }
+    }
+}
+
+impl Drop for Finisher {
+    fn drop(&mut self) {
+        self.busy = None;
+        // Nothing is ever sent.
+        let _ = self.idle.get_mut().unwrap_or_else(PoisonError::into_inner).recv();
     }
 }
 

@@ -1,6 +1,6 @@
 //! One publisher at a time: the reference's lock file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -29,13 +29,20 @@ impl PublishLock {
     }
 }
 
-fn refuse_foreign_transaction(spool: &Path) -> Result<()> {
-    let marker = spool.join("in_transaction.lock");
-    if marker.exists() {
+/// # Errors
+/// `Conflict` if the reference's tools have a transaction open.
+pub(crate) fn refuse_foreign_transaction(spool: &Path) -> Result<()> {
+    if let Some(marker) = foreign_transaction(spool) {
         let reason = "a transaction of cvmfs_server is open; publish or abort it first";
         return Err(Error::conflict(marker.display().to_string(), reason));
     }
     Ok(())
+}
+
+/// The reference's sign that its tools have a transaction open.
+pub(super) fn foreign_transaction(spool: &Path) -> Option<PathBuf> {
+    let marker = spool.join("in_transaction.lock");
+    marker.exists().then_some(marker)
 }
 
 #[cfg(test)]

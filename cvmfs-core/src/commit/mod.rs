@@ -9,16 +9,19 @@
 //! applied to the head of the moment; what another publisher changed since its maker looked is a conflict only where
 //! both touch the same path.
 
+mod activity;
 mod apply;
 mod balance;
 mod entries;
 mod finish;
 mod journal;
 mod lock;
+mod metainfo;
 mod past;
 mod prepare;
 mod rehearsal;
 mod revision;
+mod rewrite;
 mod statistics;
 mod totals;
 mod transaction;
@@ -28,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::changeset::ChangeSet;
+use crate::changeset::{self, ChangeSet};
 use crate::clock::UnixSeconds;
 use crate::compression::{Compression, Compressor, Effort};
 use crate::entry::{EntryKind, FileContent, FileObjects};
@@ -40,19 +43,26 @@ use crate::path::RepositoryName;
 use crate::progress::{Cancel, Progress, Unit};
 use crate::repository::{Repository, Selector};
 use crate::server::{PublisherKeys, RepositoryConfig, ServerRoot};
-use crate::storage::{LocalStore, ReadStore, WriteStore, remove_old_files};
+use crate::storage::{ReadStore, WriteStore, remove_old_files};
 use crate::tree::Tree;
 
+pub use activity::Activity;
 pub use entries::{Entries, Tally};
 pub use journal::OpenChangeSet;
 pub use lock::PublishLock;
+pub(crate) use lock::refuse_foreign_transaction;
+pub use metainfo::Replace;
 pub use past::{Checkout, RolledBack, rollback_target};
 pub use rehearsal::Rehearsal;
 pub use revision::{NewRoot, store_stock};
+pub use rewrite::{Rewrite, Rewritten};
 pub use transaction::{About, Transaction};
 
 /// Age in seconds from which files of a run that left no other trace are taken for abandoned: two days.
 const ABANDONED_SECONDS: i64 = 2 * 86_400;
+
+/// How often something is applied to a new head because other machines publish at the same time.
+const MAX_REBASES: u32 = 50;
 
 /// Everything that changing one repository takes.
 #[derive(Debug, Clone)]
@@ -128,7 +138,7 @@ impl Publisher {
     /// Opens a configured repository for changes.
     pub fn open(root: &ServerRoot, name: &RepositoryName) -> Result<Self> {
         let config = RepositoryConfig::load(root, name)?;
-        let store = Arc::new(LocalStore::open(&config.storage)?);
+        let store = config.storage.open()?;
         Ok(Self { keys: PublisherKeys::load(root, name)?, config, store })
     }
 
@@ -164,8 +174,15 @@ impl Publisher {
         KnownContent::open(&self.config.spool.join("known-content.db"), known::DEFAULT_CAPACITY)
     }
 
-    fn journals(&self) -> PathBuf {
-        self.config.spool.join("changes")
+    /// The same for who can do without it: `None` if it cannot be opened.
+    pub fn known_content_if_usable(&self) -> Option<KnownContent> {
+        let warn = |error: &_| tracing::warn!(%error, "going on without the known-content index");
+        self.known_content().inspect_err(warn).ok()
+    }
+
+    /// Where change sets are that are being made.
+    pub(crate) fn journals(&self) -> PathBuf {
+        changeset::journals(&self.config.spool)
     }
 
     /// Removes what runs that were killed left behind, once it is old enough that nobody can be using it.
@@ -203,11 +220,57 @@ impl Publisher {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Outcome> {
-        // 1. From here on nobody else changes the head.
+        self.commit_after(None, changes, options, progress, cancel)
+    }
+
+    /// The same, after the tree that the changes are for was looked at: what was fetched of it is not fetched again.
+    pub(crate) fn commit_after(
+        &self,
+        looked_at: Option<&Tree>,
+        changes: &mut ChangeSet,
+        options: &Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Outcome> {
+        // 1. From here on nobody else on this machine changes the head.
         let _lock = PublishLock::acquire(&self.config.spool, options.patience, cancel)?;
+        let once = |changes: &mut ChangeSet| self.commit_once(looked_at, changes, options, progress, cancel);
+        if !self.store.is_shared() {
+            return once(changes);
+        }
+        // What is prepared for one head is not for the next.
+        self.rebasing(|| changes.undo_after(once))
+    }
+
+    /// Does something with the head, and again with the next one if another machine was faster.
+    ///
+    /// # Errors
+    /// `Conflict` if that goes on for too long.
+    fn rebasing<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        for _ in 0..MAX_REBASES {
+            match work() {
+                Err(Error::Superseded { what }) => tracing::info!(what, "another machine published; once more"),
+                result => return result,
+            }
+        }
+        let reason = "other machines publish so often that there is no getting in between; run again";
+        Err(Error::conflict(format!("repository {}", self.config.name), reason))
+    }
+
+    fn commit_once(
+        &self,
+        looked_at: Option<&Tree>,
+        changes: &mut ChangeSet,
+        options: &Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Outcome> {
         let head = self.head(options.now)?;
         let (mut tree, checkout) = self.base(&head)?;
         let base = tree.root();
+        if let Some(same) = looked_at.filter(|looked_at| looked_at.root() == base) {
+            tree = same.clone();
+        }
         let scratch = self.scratch()?;
         progress.phase("commit", Unit::Catalogs, None);
 
@@ -217,6 +280,12 @@ impl Publisher {
             let mut base = Tree::new(self.read_store(), changes.base()?, &scratch);
             prepare::check_conflicts(changes, &mut base, &mut tree)
                 .map_err(|error| explain_missing_base(error, changes))?;
+        }
+        for root in changes.needed_revisions()? {
+            if self.store.size(&ObjectId::catalog(root).into())?.is_none() {
+                let reason = format!("the revision of root catalog {root}, which it copies from, was collected");
+                return Err(Error::conflict(format!("{changes:?}"), reason));
+            }
         }
         prepare::resolve_links(changes, &mut tree)?;
         let empty_file = self.store_empty_file(options.effort)?;
@@ -266,12 +335,11 @@ impl Publisher {
             Ok(())
         })?;
         let mut outcome = outcome(true, manifest.revision, manifest.root_catalog, tag, &applied);
-        let RepositoryConfig { statistics, statistics_days, name, .. } = &self.config;
-        let recorded = changes
-            .stored()
-            .and_then(|stored| statistics::record(statistics, name, *statistics_days, options, &outcome, stored));
+        let file = &self.config.statistics;
+        let recorded = changes.stored().and_then(|stored| statistics::record(file, options, &outcome, stored));
         // The revision is out: nothing may fail any more.
         outcome.warnings.extend(recorded.err().map(|error| format!("no row in the statistics database: {error}")));
+        outcome.warnings.extend(head.whitelist().warning(options.now));
         Ok(outcome)
     }
 

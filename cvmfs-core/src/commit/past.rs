@@ -4,6 +4,7 @@
 //! instant, the old history or the new one is there.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::finish::store_database;
@@ -40,6 +41,22 @@ impl Checkout {
     /// The root catalog that commits go on from.
     pub fn root(&self) -> Result<ContentHash> {
         self.root_hash.parse()
+    }
+
+    /// What is checked out according to a spool directory; `None` for the trunk.
+    ///
+    /// # Errors
+    /// `Malformed` if the file that says it cannot be understood.
+    pub fn read(spool: &Path) -> Result<Option<Self>> {
+        let file = file_in(spool);
+        match fs::read_to_string(&file) {
+            Ok(text) => match Self::parse(&text) {
+                Some(checkout) => Ok(Some(checkout)),
+                None => Err(Error::malformed(file.display().to_string(), "expected: tag, root hash, branch")),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(file, error)),
+        }
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -80,7 +97,8 @@ impl From<Revision> for NewRoot {
 impl Publisher {
     /// Edits the tags of the repository; the tree stays.
     ///
-    /// `edit` is called under the lock, and returns `None` if nothing is to be written.
+    /// `edit` is called under the lock, and returns `None` if nothing is to be written. It is called again if another
+    /// machine was faster.
     ///
     /// # Errors
     /// Those of `edit`, and `Conflict` if the lock is taken for too long or a branch is checked out.
@@ -89,19 +107,35 @@ impl Publisher {
         now: UnixSeconds,
         patience: Duration,
         cancel: &Cancel,
-        edit: impl FnOnce(&Repository, &mut History) -> Result<Option<T>>,
+        mut edit: impl FnMut(&Repository, &mut History) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
         let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
         self.refuse_checkout("its tags cannot be changed now")?;
-        let head = self.head(now)?;
-        let manifest = head.manifest();
-        let mut history = self.open_history(Some(manifest))?;
-        let edited = edit(&head, &mut history)?;
-        if edited.is_some() {
+        self.rebasing(|| {
+            let head = self.head(now)?;
+            let manifest = head.manifest();
+            let mut history = self.open_history(Some(manifest))?;
+            let edited = edit(&head, &mut history)?;
+            if edited.is_some() {
+                let root = NewRoot::from(head.revision(&Selector::Head)?);
+                self.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
+            }
+            Ok(edited)
+        })
+    }
+
+    /// Signs the manifest again: the same revision, with the key and certificate that the repository has now.
+    ///
+    /// # Errors
+    /// `Untrusted` if the whitelist lists one of the two certificates not; `Conflict` if the lock is taken for too long.
+    pub fn sign_again(&self, now: UnixSeconds, patience: Duration, cancel: &Cancel) -> Result<()> {
+        let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
+        self.rebasing(|| {
+            let head = self.head(now)?;
+            let manifest = head.manifest();
             let root = NewRoot::from(head.revision(&Selector::Head)?);
-            self.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
-        }
-        Ok(edited)
+            self.publish_root(Some(manifest), &root, now, manifest.metainfo_object(), |_| Ok(())).map(drop)
+        })
     }
 
     /// Publishes the tree of an older revision as the newest one.
@@ -114,6 +148,10 @@ impl Publisher {
     pub fn roll_back(&self, selector: &Selector, options: &Options, cancel: &Cancel) -> Result<RolledBack> {
         let _lock = PublishLock::acquire(&self.config.spool, options.patience, cancel)?;
         self.refuse_checkout("it cannot be rolled back now")?;
+        self.rebasing(|| self.roll_back_once(selector, options))
+    }
+
+    fn roll_back_once(&self, selector: &Selector, options: &Options) -> Result<RolledBack> {
         let head = self.head(options.now)?;
         let (before, target) = (head.revision(&Selector::Head)?, rollback_target(&head, selector)?);
         let root = self.publish_again(target.root, before, options)?;
@@ -151,15 +189,7 @@ impl Publisher {
     /// # Errors
     /// `Malformed` if the file that says it cannot be understood.
     pub fn checkout(&self) -> Result<Option<Checkout>> {
-        let file = self.checkout_file();
-        match fs::read_to_string(&file) {
-            Ok(text) => match Checkout::parse(&text) {
-                Some(checkout) => Ok(Some(checkout)),
-                None => Err(Error::malformed(file.display().to_string(), "expected: tag, root hash, branch")),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(file, error)),
-        }
+        Checkout::read(&self.config.spool)
     }
 
     /// The tree that commits go on from: what is checked out, or the head.
@@ -228,8 +258,8 @@ impl Publisher {
         }
     }
 
-    fn checkout_file(&self) -> std::path::PathBuf {
-        self.config.spool.join("checkout")
+    fn checkout_file(&self) -> PathBuf {
+        file_in(&self.config.spool)
     }
 
     pub(super) fn refuse_checkout(&self, consequence: &str) -> Result<()> {
@@ -241,6 +271,10 @@ impl Publisher {
             None => Ok(()),
         }
     }
+}
+
+fn file_in(spool: &Path) -> PathBuf {
+    spool.join("checkout")
 }
 
 /// The name of the next revision of a branch.

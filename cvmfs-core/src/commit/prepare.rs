@@ -6,6 +6,7 @@ use crate::catalog::{MARKER, Row};
 use crate::change::Metadata;
 use crate::changeset::{ChangeSet, Op, Pending};
 use crate::clock::UnixSeconds;
+use crate::diff::{self, Side, diff};
 use crate::dirtab::{self, Dirtab, MAX_SIZE};
 use crate::entry::{Entry, EntryKind, FileContent, Mount, Mtime};
 use crate::error::{Error, Result};
@@ -19,25 +20,36 @@ use crate::xattr::Xattrs;
 /// # Errors
 /// `Conflict` naming the first such path.
 pub(super) fn check_conflicts(changes: &ChangeSet, base: &mut Tree, head: &mut Tree) -> Result<()> {
+    // The last directory without a row that is still there: the next new entry is most often in the same one.
+    let mut kept: Option<RepoPath> = None;
     changes.for_each(|Pending { path, op, cleared, origin, .. }| {
         let (before, now) = (base.find(&path)?, head.find(&path)?);
-        let is_directory = |row: &Option<Row>| row.as_ref().is_some_and(|row| row.entry.is_directory());
-        let differs = match op {
-            Op::Ensure(_) if !cleared => is_directory(&before) && !is_directory(&now),
-            Op::Put(_) | Op::LinkToExisting(_) if !is_directory(&before) => !same_row(before.as_ref(), now.as_ref()),
-            Op::Put(ref entry) if entry.is_directory() && !cleared => !same_row(before.as_ref(), now.as_ref()),
+        let was_directory = is_directory(before.as_ref());
+        let mut collides = match &op {
+            Op::Ensure(_) if !cleared => !is_directory(now.as_ref()) && !same_row(before.as_ref(), now.as_ref()),
+            // Two publishers that remove the same thing, or put the very same thing, agree.
+            Op::Remove if now.is_none() => false,
+            Op::Put(entry) if !cleared && now.as_ref().is_some_and(|row| same_entry(entry, &row.entry)) => false,
+            Op::Put(_) | Op::LinkToExisting(_) if !was_directory => !same_row(before.as_ref(), now.as_ref()),
+            Op::Put(entry) if entry.is_directory() && !cleared => !same_row(before.as_ref(), now.as_ref()),
             // The whole tree below goes: what somebody put there meanwhile must not go with it.
-            _ => !same_tree(&path, base, head)?,
+            _ => !same_tree(&path, before.as_ref(), now.as_ref(), base, head)?,
         };
-        // Two publishers that put the very same thing agree.
-        let agrees = matches!((&op, &now), (Op::Put(entry), Some(row)) if same_entry(entry, &row.entry))
-            || matches!((&op, &now), (Op::Remove, None));
-        if differs && !agrees {
+        let is_new = before.is_none() && now.is_none() && !matches!(op, Op::Remove | Op::Keep);
+        if let Some(directory) = path.parent().filter(|directory| is_new && kept.as_ref() != Some(directory)) {
+            collides |= is_directory(base.find(&directory)?.as_ref()) && !is_directory(head.find(&directory)?.as_ref());
+            kept = Some(directory);
+        }
+        if collides {
             let reason = "another commit changed it meanwhile; run again to apply to the new head";
             return Err(Error::conflict(path.to_string(), reason).from_origin(origin.as_ref()));
         }
         Ok(())
     })
+}
+
+fn is_directory(row: Option<&Row>) -> bool {
+    row.is_some_and(|row| row.entry.is_directory())
 }
 
 fn same_row(before: Option<&Row>, now: Option<&Row>) -> bool {
@@ -58,24 +70,23 @@ fn same_entry(before: &Entry, now: &Entry) -> bool {
     }
 }
 
-fn same_tree(top: &RepoPath, base: &mut Tree, head: &mut Tree) -> Result<bool> {
-    let (before, now) = (base.find(top)?, head.find(top)?);
-    if !same_row(before.as_ref(), now.as_ref()) {
-        return Ok(false);
+/// Whether a path with these rows is the same, with everything below it.
+fn same_tree(
+    top: &RepoPath,
+    before: Option<&Row>,
+    now: Option<&Row>,
+    base: &mut Tree,
+    head: &mut Tree,
+) -> Result<bool> {
+    let mut same = same_row(before, now);
+    if same && is_directory(now) {
+        let (base, head) = (Side::at(base, top.clone()), Side::at(head, top.clone()));
+        diff(base, head, diff::Options::default(), &mut |_| {
+            same = false;
+            Ok(())
+        })?;
     }
-    if !now.is_some_and(|row| row.entry.is_directory()) {
-        return Ok(true);
-    }
-    let (before, now) = (base.list(top)?, head.list(top)?);
-    if before.len() != now.len() {
-        return Ok(false);
-    }
-    for (before, now) in before.iter().zip(&now) {
-        if before.name != now.name || !same_tree(&top.child(&now.name)?, base, head)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(same)
 }
 
 /// Replaces links to entries of the repository by the entries themselves, as names of one file.

@@ -35,7 +35,7 @@ impl Rehearsal {
         // From here on the directory goes away whatever happens.
         let mut rehearsal = Self { publisher: publisher.clone(), directory, base };
         rehearsal.publisher.config.notification_server = None;
-        rehearsal.publisher.config.statistics = spool.join("stats.db");
+        rehearsal.publisher.config.statistics.path = spool.join("stats.db");
         rehearsal.publisher.config.spool.clone_from(&spool);
         let upper = LocalStore::create(rehearsal.directory.join("storage"))?;
         rehearsal.publisher.store = Arc::new(LayeredStore::new(upper, publisher.read_store()));

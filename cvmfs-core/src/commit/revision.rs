@@ -4,10 +4,10 @@ use super::Publisher;
 use super::finish::{StoredCatalog, store_database};
 use crate::clock::UnixSeconds;
 use crate::compression::{self, Compressor, Effort};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::history::{History, Tag};
-use crate::manifest::{DEFAULT_TTL, Manifest};
+use crate::manifest::{DEFAULT_TTL, Manifest, SignedManifest};
 use crate::notice;
 use crate::reflog::StoredReflog;
 use crate::storage::{NamedFile, WriteStore};
@@ -49,6 +49,9 @@ impl Publisher {
     ///
     /// `head` is the manifest that the new one replaces; `None` for the first. A root that is the head already only
     /// gets its tags edited.
+    ///
+    /// # Errors
+    /// `Superseded` if another machine replaced `head`; what was stored so far stays, and harms nobody.
     pub fn publish_root(
         &self,
         head: Option<&Manifest>,
@@ -98,7 +101,15 @@ impl Publisher {
             reflog_checksum: Some(reflog_checksum),
         };
         let signed = manifest.sign(&self.keys.key)?;
-        self.store.write(NamedFile::Manifest, signed.bytes())?;
+        let is_head = |current: Option<&[u8]>| match (current, head) {
+            (Some(current), Some(head)) => {
+                SignedManifest::parse(current).is_ok_and(|current| current.unverified() == head)
+            }
+            (current, head) => current.is_none() && head.is_none(),
+        };
+        if !self.store.write_if(NamedFile::Manifest, signed.bytes(), &is_head)? {
+            return Err(Error::Superseded { what: self.store.describe(&NamedFile::Manifest.into()) });
+        }
         if let Some(server) = &self.config.notification_server
             && let Err(error) = notice::send(server, &self.config.name, signed.bytes(), now)
         {

@@ -18,9 +18,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Options, Outcome, Publisher, Rehearsal};
-use crate::changeset::ChangeSet;
+use crate::changeset::{ChangeSet, Needs, needs};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
+use crate::hash::DIGEST_SIZE;
 use crate::lock::{try_lock, wait_for};
 use crate::progress::{Cancel, Progress, Silent};
 use crate::unique::unique_name;
@@ -150,6 +151,27 @@ impl Publisher {
         self.remove_transaction()
     }
 
+    /// Takes the right to the open transaction, as [`join_transaction`](Self::join_transaction), only to look what it
+    /// needs of the storage; `None` if none is open.
+    pub(crate) fn transaction_needs(
+        &self,
+        patience: Duration,
+        cancel: &Cancel,
+        visit: &mut dyn FnMut(&[u8; DIGEST_SIZE]) -> Result<()>,
+    ) -> Result<Option<Needs>> {
+        let directory = self.transaction_directory();
+        if !directory.exists() {
+            return Ok(None);
+        }
+        let _lock = match lock(&directory, patience, cancel) {
+            Err(_) if !directory.exists() => return Ok(None),
+            lock => lock?,
+        };
+        let changes = changes_in(&directory);
+        // Whoever held the lock may have ended the transaction.
+        if changes.exists() { needs(&changes, visit).map(Some) } else { Ok(None) }
+    }
+
     fn remove_transaction(&self) -> Result<()> {
         let (place, remains) = (self.transaction_directory(), self.scratch()?.join(unique_name()));
         fs::rename(&place, &remains).at(&place)?;
@@ -210,6 +232,15 @@ impl Transaction<'_> {
 fn lock(directory: &Path, patience: Duration, cancel: &Cancel) -> Result<File> {
     let lock = wait_for(patience, cancel, || try_lock(&directory.join("lock")))?;
     lock.ok_or_else(|| Error::conflict("the open transaction", "another command is adding to it"))
+}
+
+/// The lock of the open transaction, if a command holds it.
+pub(super) fn is_being_added_to(spool: &Path) -> Result<Option<PathBuf>> {
+    let lock = directory_in(spool).join("lock");
+    if !lock.exists() {
+        return Ok(None);
+    }
+    Ok(if try_lock(&lock)?.is_none() { Some(lock) } else { None })
 }
 
 fn directory_in(spool: &Path) -> PathBuf {

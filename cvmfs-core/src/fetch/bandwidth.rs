@@ -64,6 +64,6 @@ mod tests {
             Bandwidth::default().take(u64::MAX).await;
         });
         let elapsed = started.elapsed();
-        assert!((Duration::from_millis(280)..Duration::from_secs(2)).contains(&elapsed), "{elapsed:?}");
+        assert!((Duration::from_millis(280)..Duration::from_secs(30)).contains(&elapsed), "{elapsed:?}");
     }
 }

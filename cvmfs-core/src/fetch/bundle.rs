@@ -19,7 +19,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use reqwest::{Response, StatusCode, Url};
+use hyper::body::Incoming;
+use hyper::{Response, StatusCode};
+use reqwest::Url;
 
 use super::HttpOptions;
 use super::failure::{Blame, Failure, Kind};
@@ -189,7 +191,7 @@ fn malformed(reason: &str) -> Error {
 /// A bundle on its way.
 #[derive(Debug)]
 pub(super) struct Bundle {
-    response: Response,
+    body: Incoming,
     nearest: Blame,
     speed: SpeedGauge,
     options: Arc<HttpOptions>,
@@ -200,7 +202,7 @@ pub(super) struct Bundle {
 impl Bundle {
     /// Looks at the head of the answer to a request for `ids`.
     pub(super) fn begin(
-        response: Response,
+        response: Response<Incoming>,
         nearest: Blame,
         options: Arc<HttpOptions>,
         offer: &BundleOffer,
@@ -210,7 +212,7 @@ impl Bundle {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        let content_type = response.headers().get(reqwest::header::CONTENT_TYPE);
+        let content_type = response.headers().get(hyper::header::CONTENT_TYPE);
         if response.status() != StatusCode::OK
             || content_type.is_none_or(|value| value.as_bytes() != CONTENT_TYPE.as_bytes())
         {
@@ -219,12 +221,12 @@ impl Bundle {
         // The lines come on top of the objects.
         let left = offer.max_bytes.saturating_add(((LINE_MAX + 1) * ids.len()) as u64);
         let parser = BundleParser::new(ids.iter().copied());
-        Ok(Self { speed: SpeedGauge::new(&options), response, nearest, options, parser, left })
+        Ok(Self { speed: SpeedGauge::new(&options), body: response.into_body(), nearest, options, parser, left })
     }
 
     /// Waits for more; true until the end. `objects` gets what is complete and verified.
     pub(super) async fn next(&mut self, objects: &mut Vec<(ObjectId, Vec<u8>)>) -> Result<bool, Failure> {
-        let Some(bytes) = next_chunk(&mut self.response, self.nearest, &mut self.speed, &self.options).await? else {
+        let Some(bytes) = next_chunk(&mut self.body, self.nearest, &mut self.speed, &self.options).await? else {
             return Ok(false);
         };
         let bad = |error: Error| Failure::server(Kind::BadAnswer(error.to_string()));

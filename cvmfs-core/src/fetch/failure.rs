@@ -10,11 +10,13 @@
 //!
 //! Source: `cvmfs/network/network_errors.h`, `VerifyAndFinalize` in `cvmfs/network/download.cc`.
 
+use std::error::Error as StdError;
 use std::time::Duration;
 
-use reqwest::StatusCode;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use hyper::StatusCode;
+use hyper::header::{HeaderMap, RETRY_AFTER};
 
+use super::client::SendError;
 use super::retry::parse_retry_after;
 use crate::error::Error;
 use crate::hash::ContentHash;
@@ -78,21 +80,26 @@ impl Failure {
         Self::new(kind, Blame::Server)
     }
 
-    /// Classifies an error of the HTTP library; `nearest` is whom it was talking to.
-    pub(super) fn of_transport(error: &reqwest::Error, nearest: Blame) -> Self {
-        let reason = root_cause(error);
-        if error.is_redirect() {
-            Self::server(Kind::Refused(reason))
-        } else if is_tls_failure(error) {
+    /// Classifies why there is no answer; `nearest` is who was asked.
+    pub(super) fn of_request(error: &SendError, nearest: Blame) -> Self {
+        let error = match error {
+            SendError::Refused(reason) => return Self::server(Kind::Refused((*reason).to_owned())),
+            SendError::Transport(error) => error,
+        };
+        let reason = innermost(error);
+        if error.is_connect() && is_tls_failure(error) {
             // A certificate that is refused now is refused in a second as well.
             Self::server(Kind::Refused(format!("TLS: {reason}")))
         } else if error.is_connect() {
             Self::new(Kind::Connect(format!("cannot connect: {reason}")), nearest)
-        } else if error.is_builder() {
-            Self::server(Kind::Refused(reason))
         } else {
             Self::new(Kind::Transfer(format!("transfer failed: {reason}")), nearest)
         }
+    }
+
+    /// Classifies an answer that broke off.
+    pub(super) fn of_body(error: &hyper::Error, nearest: Blame) -> Self {
+        Self::new(Kind::Transfer(format!("transfer failed: {}", innermost(error))), nearest)
     }
 
     /// Classifies an answer by its status; `None` if it is a success.
@@ -221,14 +228,24 @@ fn says_proxy_error(headers: &HeaderMap) -> bool {
 }
 
 /// The innermost cause; outer ones only say that a request failed, and may repeat its URL with a password.
-fn root_cause(error: &reqwest::Error) -> String {
+pub fn root_cause(error: &reqwest::Error) -> String {
+    innermost(error)
+}
+
+/// Whether a request that failed without an answer will do so again: a redirection that is not wanted, a certificate that
+/// is not trusted, a URL that is none.
+pub fn is_final(error: &reqwest::Error) -> bool {
+    error.is_redirect() || error.is_builder() || is_tls_failure(error)
+}
+
+pub(super) fn innermost(error: &(dyn StdError + 'static)) -> String {
     causes(error).last().map_or_else(|| "unknown error".to_owned(), ToString::to_string)
 }
 
-fn is_tls_failure(error: &reqwest::Error) -> bool {
-    causes(error).any(<dyn std::error::Error>::is::<openssl::error::ErrorStack>)
+fn is_tls_failure(error: &(dyn StdError + 'static)) -> bool {
+    causes(error).any(<dyn StdError>::is::<openssl::error::ErrorStack>)
 }
 
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
 }

@@ -25,12 +25,14 @@
 
 mod bandwidth;
 pub mod bundle;
+pub(crate) mod client;
 mod failure;
 mod options;
 pub mod queue;
 mod request;
 mod retry;
 mod route;
+mod runtime;
 mod sink;
 
 use std::fmt;
@@ -39,22 +41,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use reqwest::{Client, Method};
-use tokio::runtime::{Builder, Handle, Runtime};
+use hyper::Method;
+use hyper::header::HeaderMap;
+use tokio::runtime::Handle;
 
 use self::bundle::{Bundle, BundleOffer};
+use self::client::Client;
 use self::failure::{Blame, Failure, Failures, Kind, Remedy};
 use self::request::{Delivered, Wanted};
-use self::retry::Backoff;
-use self::route::{Hop, ProxyRotation, Servers};
+use self::route::{ProxyRotation, Servers};
 use self::sink::Spool;
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::Result;
 use crate::hash::ObjectId;
 use crate::storage::{Key, NamedFile, ReadStore};
 
 pub use self::bandwidth::Bandwidth;
+pub use self::client::certificates;
+pub use self::failure::{is_final, root_cause};
 pub use self::options::{Bundles, HttpOptions, Redirects};
+pub use self::retry::{Backoff, parse_retry_after};
+pub(crate) use self::route::Hop;
 pub use self::route::{ProxyChain, parse_servers, shown as shown_url};
+pub use self::runtime::Connections;
 pub use self::sink::Sink;
 pub use reqwest::Url;
 
@@ -87,8 +95,7 @@ pub struct HttpStore {
     offers: Mutex<Vec<Option<Offered>>>,
     /// How often a server was overloaded or too slow.
     pushback: AtomicU64,
-    /// Taken only by `drop`.
-    runtime: Option<Runtime>,
+    connections: Connections,
 }
 
 /// The bundles of a server.
@@ -107,9 +114,7 @@ impl HttpStore {
     /// used.
     pub fn new(servers: Vec<Url>, options: HttpOptions) -> Result<Self> {
         let hops = options.proxies.groups().iter().flatten();
-        let hops = hops.map(|hop| Ok((hop.clone(), build_client(hop, &servers, &options)?))).collect::<Result<_>>()?;
-        // Waiting for the network takes no processor: one thread drives all connections.
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("fetch").enable_all().build();
+        let hops = hops.map(|hop| Ok((hop.clone(), Client::new(hop, &options)?))).collect::<Result<_>>()?;
         Ok(Self {
             offers: Mutex::new(vec![None; servers.len()]),
             servers: Servers::new(servers, options.server_reset)?,
@@ -117,7 +122,7 @@ impl HttpStore {
             hops,
             backoff: Backoff::new(options.backoff_initial, options.backoff_max),
             pushback: AtomicU64::new(0),
-            runtime: Some(runtime.at("asynchronous runtime")?),
+            connections: Connections::new()?,
             options: Arc::new(options),
         })
     }
@@ -163,18 +168,12 @@ impl HttpStore {
     where
         F: Future<Output: Send> + Send,
     {
-        let runtime = self.runtime.as_ref().expect("the runtime is there until drop");
-        if Handle::try_current().is_err() {
-            return runtime.block_on(future);
-        }
-        // This may be a thread on which tokio panics when it is blocked; there is no way to ask.
-        let outcome = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join());
-        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.connections.block_on(future)
     }
 
     /// Where asynchronous tasks for this store run.
     fn handle(&self) -> Handle {
-        self.runtime.as_ref().expect("the runtime is there until drop").handle().clone()
+        self.connections.handle()
     }
 
     /// How often a server has asked for patience, or was too slow, so far.
@@ -205,8 +204,9 @@ impl HttpStore {
         let url = offer.url(&self.servers.urls()[server]);
         let (hop, client) = self.proxies.order(Instant::now()).first().map(|&proxy| &self.hops[proxy])?;
         let nearest = if *hop == Hop::Direct { Blame::Server } else { Blame::Proxy };
-        let request = client.post(url).body(bundle::names(ids));
-        let bundle = match request::send(request, nearest, &self.options).await {
+        let headers = HeaderMap::new();
+        let sent = client.send(&Method::POST, &url, &headers, bundle::names(ids).into());
+        let bundle = match request::head_of(sent, nearest, &self.options).await {
             Ok(response) => Bundle::begin(response, nearest, Arc::clone(&self.options), offer, ids),
             Err(failure) => Err(failure),
         };
@@ -320,7 +320,7 @@ impl HttpStore {
         let mut wanted = wanted.clone();
         let (mut repetitions, mut bypassed) = (0, false);
         loop {
-            let result = request::attempt(client, nearest, url.clone(), &wanted, &self.options, sink).await;
+            let result = request::attempt(client, nearest, url, &wanted, &self.options, sink).await;
             let failure = match result {
                 Ok(delivered) => return Ok(delivered),
                 Err(failure) => failure,
@@ -382,53 +382,6 @@ impl fmt::Debug for HttpStore {
         let servers: Vec<_> = self.servers.urls().iter().map(route::shown).collect();
         f.debug_struct("HttpStore").field("servers", &servers).field("options", &self.options).finish_non_exhaustive()
     }
-}
-
-impl Drop for HttpStore {
-    fn drop(&mut self) {
-        // Unlike dropping the runtime, this does not wait, and so may happen in asynchronous code.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// Makes the client whose requests all take one way.
-fn build_client(hop: &Hop, servers: &[Url], options: &HttpOptions) -> Result<Client> {
-    let mut builder = Client::builder()
-        // The environment is the binaries' business.
-        .no_proxy()
-        .referer(false)
-        .user_agent(&options.user_agent)
-        .connect_timeout(options.connect_timeout)
-        .redirect(match options.redirects {
-            Redirects::Refuse => reqwest::redirect::Policy::none(),
-            Redirects::Follow => reqwest::redirect::Policy::limited(4),
-        });
-    if let Hop::Through(url) = hop {
-        let proxy = reqwest::Proxy::all(url.clone());
-        builder = builder.proxy(proxy.map_err(|_| Error::invalid(format!("proxy {hop:?}"), "cannot be used"))?);
-    }
-    let is_plain = |url: &Url| url.scheme() == "http";
-    let is_plain_hop = match hop {
-        Hop::Direct => true,
-        Hop::Through(proxy) => is_plain(proxy),
-    };
-    let is_all_plain = options.redirects == Redirects::Refuse && is_plain_hop && servers.iter().all(is_plain);
-    if is_all_plain && options.ca_bundle.is_none() {
-        // Reading the certificates of the system would take longer than a request.
-        builder = builder.tls_certs_only([]);
-    }
-    if let Some(path) = &options.ca_bundle {
-        let pem = std::fs::read(path).at(path)?;
-        let malformed = |error: reqwest::Error| Error::malformed(path.display().to_string(), error.to_string());
-        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(malformed)?;
-        if certificates.is_empty() {
-            return Err(Error::malformed(path.display().to_string(), "holds no certificate"));
-        }
-        builder = builder.tls_certs_merge(certificates);
-    }
-    builder.build().map_err(|error| Error::invalid("HTTP client", error.to_string()))
 }
 
 /// Names the thing itself, as opposed to its place.

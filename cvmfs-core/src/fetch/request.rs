@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, PRAGMA};
-use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue, PRAGMA};
+use hyper::{Method, Response};
+use reqwest::Url;
 
 use super::HttpOptions;
 use super::bundle::{BundleOffer, OFFER_HEADER};
+use super::client::{Client, SendError};
 use super::failure::{Blame, Failure, Kind};
 use super::sink::Sink;
 use crate::hash::{ContentHash, Hasher};
@@ -44,15 +48,15 @@ pub(super) struct Delivered {
 pub(super) async fn attempt(
     client: &Client,
     nearest: Blame,
-    url: Url,
+    url: &Url,
     wanted: &Wanted,
     options: &HttpOptions,
     sink: &mut dyn Sink,
 ) -> Result<Delivered, Failure> {
     sink.restart().map_err(|error| Failure::server(Kind::Local(error)))?;
-    let request = client.request(wanted.method.clone(), url);
-    let request = if wanted.fresh { around_caches(request) } else { request };
-    let response = send(request, nearest, options).await?;
+    let headers = if wanted.fresh { around_caches() } else { HeaderMap::new() };
+    let sent = client.send(&wanted.method, url, &headers, Bytes::new());
+    let response = head_of(sent, nearest, options).await?;
     if let Some(failure) = Failure::of_answer(response.status(), response.headers(), nearest, options.retry_after_max) {
         return Err(failure);
     }
@@ -89,35 +93,40 @@ pub(super) async fn attempt(
     }
 }
 
-/// Has caches ask the server.
-fn around_caches(request: RequestBuilder) -> RequestBuilder {
+/// What has caches ask the server.
+fn around_caches() -> HeaderMap {
     let no_cache = HeaderValue::from_static("no-cache");
-    request.header(CACHE_CONTROL, no_cache.clone()).header(PRAGMA, no_cache)
+    HeaderMap::from_iter([(CACHE_CONTROL, no_cache.clone()), (PRAGMA, no_cache)])
 }
 
-/// Sends a request and waits for the head of its answer.
-pub(super) async fn send(request: RequestBuilder, nearest: Blame, options: &HttpOptions) -> Result<Response, Failure> {
-    // The library itself limits only the time to connect.
+/// Waits for the head of an answer.
+pub(super) async fn head_of(
+    sent: impl Future<Output = Result<Response<Incoming>, SendError>>,
+    nearest: Blame,
+    options: &HttpOptions,
+) -> Result<Response<Incoming>, Failure> {
+    // The client itself limits only the time to connect.
     let patience = options.connect_timeout.saturating_add(options.low_speed_time);
-    match tokio::time::timeout(patience, request.send()).await {
+    match tokio::time::timeout(patience, sent).await {
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(Failure::of_transport(&error, nearest)),
+        Ok(Err(error)) => Err(Failure::of_request(&error, nearest)),
         Err(_) => Err(Failure::new(Kind::Transfer(format!("no answer in {patience:?}")), nearest)),
     }
 }
 
 /// Receives the content, handing it to `sink` and `watch` piece by piece.
 async fn receive(
-    mut response: Response,
+    response: Response<Incoming>,
     nearest: Blame,
     wanted: &Wanted,
     options: &HttpOptions,
     sink: &mut dyn Sink,
     watch: &mut (dyn FnMut(&[u8]) + Send),
 ) -> Result<u64, Failure> {
+    let mut body = response.into_body();
     let mut size = 0_u64;
     let mut speed = SpeedGauge::new(options);
-    while let Some(bytes) = next_chunk(&mut response, nearest, &mut speed, options).await? {
+    while let Some(bytes) = next_chunk(&mut body, nearest, &mut speed, options).await? {
         size += bytes.len() as u64;
         if size > wanted.max_size {
             return Err(too_large(wanted));
@@ -130,7 +139,7 @@ async fn receive(
 
 /// Waits for the next piece of a content; `None` at its end.
 pub(super) async fn next_chunk(
-    response: &mut Response,
+    body: &mut Incoming,
     nearest: Blame,
     speed: &mut SpeedGauge,
     options: &HttpOptions,
@@ -138,10 +147,11 @@ pub(super) async fn next_chunk(
     loop {
         let started = Instant::now();
         // A body shorter than its Content-Length is an error of the library, not an end.
-        let received = match tokio::time::timeout(speed.patience(), response.chunk()).await {
-            Ok(Ok(Some(bytes))) => Some(bytes),
-            Ok(Ok(None)) => return Ok(None),
-            Ok(Err(error)) => return Err(Failure::of_transport(&error, nearest)),
+        let received = match tokio::time::timeout(speed.patience(), body.frame()).await {
+            // Trailers say nothing that matters.
+            Ok(Some(Ok(frame))) => Some(frame.into_data().unwrap_or_default()),
+            Ok(Some(Err(error))) => return Err(Failure::of_body(&error, nearest)),
+            Ok(None) => return Ok(None),
             Err(_timeout) => None,
         };
         let size = received.as_ref().map_or(0, |bytes| bytes.len() as u64);

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The limit doubles with every repetition up to a maximum; the wait is between half the limit and the limit, so
 /// that many requests that failed together do not come back together.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     initial: Duration,
     max: Duration,
     // A keyed hash of a counter is random enough to spread requests, and needs no further dependency.
@@ -18,12 +18,13 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new(initial: Duration, max: Duration) -> Self {
+    /// The first wait is at most `initial`, no wait is longer than `max`.
+    pub fn new(initial: Duration, max: Duration) -> Self {
         Self { initial, max, random: RandomState::new(), drawn: AtomicU64::new(0) }
     }
 
     /// The wait before repetition number `repetition`, counted from 0.
-    pub(super) fn delay(&self, repetition: u32) -> Duration {
+    pub fn delay(&self, repetition: u32) -> Duration {
         let factor = 1_u32.checked_shl(repetition).unwrap_or(u32::MAX);
         let limit = self.initial.saturating_mul(factor).min(self.max);
         let half = limit / 2;
@@ -36,7 +37,7 @@ impl Backoff {
 /// Reads the value of a `Retry-After` header, at most `max`.
 ///
 /// A date cannot be used without a clock; the server does ask for patience, so it counts as `max`.
-pub(super) fn parse_retry_after(value: &[u8], max: Duration) -> Duration {
+pub fn parse_retry_after(value: &[u8], max: Duration) -> Duration {
     str::from_utf8(value)
         .ok()
         .and_then(|text| text.trim().parse().ok())

@@ -136,7 +136,7 @@ impl Servers {
 
 /// One way to the servers.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Hop {
+pub(crate) enum Hop {
     Direct,
     Through(Url),
 }

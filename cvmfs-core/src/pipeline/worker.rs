@@ -217,15 +217,29 @@ impl<'a> Shared<'a> {
 
     /// Stores pieces up to the first that cannot be.
     fn store(&self, batch: &Batch, results: &mut Vec<(u64, Result<Piece>)>) {
-        let algorithm = self.options.algorithm;
-        let name = |(job, plain): (&Job, &[u8])| (PieceKey::of(plain, job.kind, algorithm, job.compression), job.kind);
-        let keys: Vec<_> = if self.known.is_some() { batch.pieces().map(name).collect() } else { Vec::new() };
-        let mut found = self.known.map_or_else(Vec::new, |known| known.find_all(&keys, algorithm)).into_iter();
+        let keys = self.keys(batch);
+        let present = match self.present(&keys, batch.len()) {
+            Ok(present) => present,
+            Err(error) => {
+                results.extend(batch.jobs.first().map(|(job, _)| (job.number, Err(error))));
+                return;
+            }
+        };
         let mut keys = keys.into_iter();
         let mut compressor = None;
-        for (job, plain) in batch.pieces() {
-            let (key, found) = (keys.next().map(|(key, _)| key), found.next().flatten());
-            let piece = self.store_piece(job, plain, key, found, &mut compressor);
+        for ((job, plain), present) in batch.pieces().zip(present) {
+            let (key, size) = (keys.next().map(|(key, _)| key), plain.len() as u64);
+            let stored = match present {
+                Some(object) => Ok((object, Put::Present)),
+                None => self.compress_and_put(job, plain, key, &mut compressor),
+            };
+            let piece = stored.map(|(object, put)| Piece {
+                chunk: Chunk { offset: job.offset, size, hash: object.id.hash },
+                kind: job.kind,
+                compression: object.compression,
+                stored_size: object.stored_size,
+                put,
+            });
             let failed = piece.is_err();
             results.push((job.number, piece));
             if failed {
@@ -235,39 +249,31 @@ impl<'a> Shared<'a> {
         lock(&self.compressors).extend(compressor);
     }
 
-    fn store_piece(
-        &self,
-        job: &Job,
-        plain: &[u8],
-        key: Option<PieceKey>,
-        found: Option<KnownObject>,
-        compressor: &mut Option<Compressor>,
-    ) -> Result<Piece> {
-        let &Job { offset, kind, .. } = job;
-        let size = plain.len() as u64;
-        let piece = |object: KnownObject, put| Piece {
-            chunk: Chunk { offset, size, hash: object.id.hash },
-            kind,
-            compression: object.compression,
-            stored_size: object.stored_size,
-            put,
-        };
-        if let Some(object) = found
-            && self.store.reuse(&object.id, object.stored_size)?
-        {
-            return Ok(piece(object, Put::Present));
+    /// The names of pieces in the index of known content; none if there is no index.
+    fn keys(&self, batch: &Batch) -> Vec<(PieceKey, ObjectKind)> {
+        let algorithm = self.options.algorithm;
+        let name = |(job, plain): (&Job, &[u8])| (PieceKey::of(plain, job.kind, algorithm, job.compression), job.kind);
+        if self.known.is_some() { batch.pieces().map(name).collect() } else { Vec::new() }
+    }
+
+    /// The objects of pieces whose content is known and stored, asked for all together.
+    fn present(&self, keys: &[(PieceKey, ObjectKind)], pieces: usize) -> Result<Vec<Option<KnownObject>>> {
+        let Some(known) = self.known else { return Ok(vec![None; pieces]) };
+        let mut found = known.find_all(keys, self.options.algorithm);
+        let objects: Vec<(ObjectId, u64)> =
+            found.iter().flatten().map(|object| (object.id, object.stored_size)).collect();
+        let answers = self.store.reuse_all(&objects)?;
+        for (known, is_there) in found.iter_mut().filter(|known| known.is_some()).zip(answers) {
+            *known = known.filter(|_| is_there);
         }
-        let (object, put) = self.compress_and_put(job, plain, compressor)?;
-        if let (Some(known), Some(key)) = (self.known, key) {
-            known.remember(key, object, size);
-        }
-        Ok(piece(object, put))
+        Ok(found)
     }
 
     fn compress_and_put(
         &self,
         job: &Job,
         plain: &[u8],
+        key: Option<PieceKey>,
         compressor: &mut Option<Compressor>,
     ) -> Result<(KnownObject, Put)> {
         let Options { algorithm, effort, .. } = *self.options;
@@ -275,7 +281,11 @@ impl<'a> Shared<'a> {
         let put = |stored: &[u8], compression| {
             let id = ObjectId::of(algorithm, kind, stored);
             let put = self.store.put(&id, stored)?;
-            Ok((KnownObject { id, stored_size: stored.len() as u64, compression }, put))
+            let object = KnownObject { id, stored_size: stored.len() as u64, compression };
+            if let (Some(known), Some(key)) = (self.known, key) {
+                known.remember(key, object, plain.len() as u64);
+            }
+            Ok((object, put))
         };
         if compression == Policy::None {
             return put(plain, Compression::None);

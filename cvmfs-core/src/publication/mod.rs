@@ -187,11 +187,32 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Commits changes that were recorded without a source, or keeps them in the transaction. `tree` is what they were
+    /// made for. If limits are enforced, they are checked first: nothing is stored for changes that exceed them.
+    pub fn finish_edits(
+        mut self,
+        tree: &Tree,
+        options: &commit::Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Finished> {
+        if self.publisher.config.nesting.enforce_limits {
+            survey::check(&mut self, options.threads, cancel)?;
+        }
+        self.finish(Some(tree), options, progress, cancel)
+    }
+
     /// Commits, or keeps the changes in the transaction.
-    pub fn finish(self, options: &commit::Options, progress: &dyn Progress, cancel: &Cancel) -> Result<Finished> {
+    fn finish(
+        self,
+        tree: Option<&Tree>,
+        options: &commit::Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Finished> {
         match self.target {
             Target::Revision(mut changes) => {
-                self.publisher.commit(&mut changes, options, progress, cancel).map(Finished::Revision)
+                self.publisher.commit_after(tree, &mut changes, options, progress, cancel).map(Finished::Revision)
             }
             Target::Transaction(transaction) => {
                 let about = transaction.about().clone();
@@ -228,7 +249,7 @@ pub fn publish<S: ChangeSource>(
     }
 
     progress.phase("content", Unit::Bytes, options.total_bytes);
-    let known = options.use_index.then(|| publisher.known_content()).transpose()?;
+    let known = if options.use_index { publisher.known_content_if_usable() } else { None };
     let (store, changes) = (&*publisher.store, draft.changes());
     let content = pipeline::run(&mut source, store, changes, known.as_ref(), &options.pipeline, progress, cancel)?;
     drop(known);
@@ -237,7 +258,7 @@ pub fn publish<S: ChangeSource>(
     drop(source);
     let stored = Instant::now();
 
-    let mut finished = draft.finish(commit_options, progress, cancel)?;
+    let mut finished = draft.finish(None, commit_options, progress, cancel)?;
     if let Finished::Revision(commit) = &mut finished {
         warnings.append(&mut commit.warnings);
     }

@@ -8,6 +8,7 @@ use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, Result};
 use crate::hash::ObjectId;
+use crate::progress::Cancel;
 
 /// Keeps the lower store as it is, whatever is written. What the upper store has hides what the lower one has.
 #[derive(Debug)]
@@ -63,6 +64,22 @@ impl<U: WriteStore> ReadStore for LayeredStore<U> {
             size => Ok(size),
         }
     }
+
+    /// Only what the upper store lacks is asked of the lower one, all of it at once.
+    fn sizes(&self, ids: &[ObjectId]) -> Result<Vec<Option<u64>>> {
+        let mut sizes = self.upper.sizes(ids)?;
+        let missing: Vec<ObjectId> =
+            ids.iter().zip(&sizes).filter(|(_, size)| size.is_none()).map(|(id, _)| *id).collect();
+        let mut below = self.lower.sizes(&missing)?.into_iter();
+        for size in sizes.iter_mut().filter(|size| size.is_none()) {
+            *size = below.next().flatten();
+        }
+        Ok(sizes)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.lower.is_shared()
+    }
 }
 
 impl<U: WriteStore> WriteStore for LayeredStore<U> {
@@ -72,6 +89,15 @@ impl<U: WriteStore> WriteStore for LayeredStore<U> {
 
     fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool> {
         Ok(self.is_below(id, stored_size)? || self.upper.reuse(id, stored_size)?)
+    }
+
+    fn reuse_all(&self, objects: &[(ObjectId, u64)]) -> Result<Vec<bool>> {
+        let ids: Vec<ObjectId> = objects.iter().map(|(id, _)| *id).collect();
+        let below = self.lower.sizes(&ids)?;
+        let reuse = |(below, (id, stored_size)): (Option<u64>, &(ObjectId, u64))| {
+            Ok(below == Some(*stored_size) || self.upper.reuse(id, *stored_size)?)
+        };
+        below.into_iter().zip(objects).map(reuse).collect()
     }
 
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
@@ -104,8 +130,16 @@ impl<U: WriteStore> WriteStore for LayeredStore<U> {
         self.upper.put_shortcut(id)
     }
 
+    fn finish_puts(&self) -> Result<()> {
+        self.upper.finish_puts()
+    }
+
     fn flush(&self) -> Result<()> {
         self.upper.flush()
+    }
+
+    fn discard_damaged(&self, since: UnixSeconds, cancel: &Cancel) -> Result<u64> {
+        self.upper.discard_damaged(since, cancel)
     }
 
     fn remove_abandoned(&self, before: UnixSeconds) -> Result<u64> {
@@ -162,6 +196,7 @@ mod tests {
 
         assert_eq!(store.put(&id, b"below").unwrap(), Put::Present);
         assert!(store.reuse(&id, 5).unwrap());
+        assert_eq!(store.reuse_all(&[(id, 6), (id, 5)]).unwrap(), [false, true]);
         let mut staged = store.stage().unwrap();
         staged.write_all(b"below").unwrap();
         assert_eq!(staged.finish(&id).unwrap(), Put::Present);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
+use super::{Key, Listed, NamedFile, PruneStore, Put, ReadStore, StagedObject, WriteStore};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, Result};
 use crate::hash::ObjectId;
@@ -13,7 +14,15 @@ type Files = BTreeMap<Key, Arc<[u8]>>;
 
 /// A store whose clones share one content.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryStore(Arc<Mutex<Files>>);
+pub struct MemoryStore(Arc<Mutex<Content>>);
+
+#[derive(Debug, Default)]
+struct Content {
+    files: Files,
+    /// When objects were put or reused for the last time.
+    modified: BTreeMap<ObjectId, Duration>,
+    clock: Duration,
+}
 
 impl MemoryStore {
     /// An empty store.
@@ -23,16 +32,21 @@ impl MemoryStore {
 
     /// All keys, in order.
     pub fn keys(&self) -> Vec<Key> {
-        self.files().keys().copied().collect()
+        self.content().files.keys().copied().collect()
     }
 
-    fn files(&self) -> MutexGuard<'_, Files> {
+    /// Sets the clock, which stands still otherwise.
+    pub fn set_clock(&self, time: Duration) {
+        self.content().clock = time;
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
         // A panic elsewhere cannot leave the map half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, key: &Key) -> Result<Arc<[u8]>> {
-        let files = self.files();
+        let files = &self.content().files;
         let key = if let Key::Shortcut(id) = key
             && files.contains_key(key)
         {
@@ -68,12 +82,21 @@ impl ReadStore for MemoryStore {
 
 impl WriteStore for MemoryStore {
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
-        let previous = self.files().insert(Key::Object(*id), stored.into());
+        let mut content = self.content();
+        let now = content.clock;
+        content.modified.insert(*id, now);
+        let previous = content.files.insert(Key::Object(*id), stored.into());
         Ok(if previous.is_some_and(|bytes| bytes.len() == stored.len()) { Put::Present } else { Put::New })
     }
 
     fn reuse(&self, id: &ObjectId, stored_size: u64) -> Result<bool> {
-        Ok(self.size(&Key::Object(*id))? == Some(stored_size))
+        let mut content = self.content();
+        let now = content.clock;
+        let is_whole = content.files.get(&Key::Object(*id)).is_some_and(|bytes| bytes.len() as u64 == stored_size);
+        if is_whole {
+            content.modified.insert(*id, now);
+        }
+        Ok(is_whole)
     }
 
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
@@ -81,22 +104,24 @@ impl WriteStore for MemoryStore {
     }
 
     fn discard(&self, id: &ObjectId) -> Result<()> {
-        self.files().remove(&Key::Object(*id));
+        let mut content = self.content();
+        content.modified.remove(id);
+        content.files.remove(&Key::Object(*id));
         Ok(())
     }
 
     fn write(&self, file: NamedFile, bytes: &[u8]) -> Result<()> {
-        self.files().insert(Key::Named(file), bytes.into());
+        self.content().files.insert(Key::Named(file), bytes.into());
         Ok(())
     }
 
     fn remove(&self, file: NamedFile) -> Result<()> {
-        self.files().remove(&Key::Named(file));
+        self.content().files.remove(&Key::Named(file));
         Ok(())
     }
 
     fn put_shortcut(&self, id: &ObjectId) -> Result<()> {
-        self.files().insert(Key::Shortcut(*id), Arc::default());
+        self.content().files.insert(Key::Shortcut(*id), Arc::default());
         Ok(())
     }
 
@@ -106,6 +131,49 @@ impl WriteStore for MemoryStore {
 
     fn remove_abandoned(&self, _before: UnixSeconds) -> Result<u64> {
         Ok(0)
+    }
+}
+
+impl PruneStore for MemoryStore {
+    fn clock(&self) -> Result<Duration> {
+        Ok(self.content().clock)
+    }
+
+    fn list(
+        &self,
+        first: u8,
+        wanted: &mut dyn FnMut(&ObjectId) -> bool,
+        visit: &mut dyn FnMut(Listed) -> Result<()>,
+    ) -> Result<()> {
+        let mut listed = Vec::new();
+        {
+            let content = self.content();
+            for (key, bytes) in &content.files {
+                if let Key::Object(id) = key
+                    && id.hash.digest()[0] == first
+                    && wanted(id)
+                {
+                    let modified = content.modified.get(id).copied().unwrap_or_default();
+                    listed.push(Listed { id: *id, stored_size: bytes.len() as u64, modified });
+                }
+            }
+        }
+        listed.into_iter().try_for_each(visit)
+    }
+
+    fn prune(&self, objects: &[ObjectId], older_than: Duration) -> Result<Vec<ObjectId>> {
+        let mut content = self.content();
+        let mut kept = Vec::new();
+        for id in objects {
+            if content.modified.get(id).is_some_and(|modified| *modified >= older_than) {
+                kept.push(*id);
+                continue;
+            }
+            content.modified.remove(id);
+            content.files.remove(&Key::Object(*id));
+            content.files.remove(&Key::Shortcut(*id));
+        }
+        Ok(kept)
     }
 }
 
@@ -135,6 +203,6 @@ impl StagedObject for Staged {
 mod tests {
     #[test]
     fn keeps_the_contract() {
-        super::super::conformance::write_store(&super::MemoryStore::new());
+        super::super::conformance::prune_store(&super::MemoryStore::new());
     }
 }

@@ -69,6 +69,23 @@ impl PrivateKey {
         public().map(PublicKey).map_err(|error| Error::crypto("cannot derive a public key", error))
     }
 
+    /// All numbers, for a token.
+    #[cfg(feature = "token")]
+    pub(super) fn numbers(&self) -> Result<Numbers> {
+        let bytes = |number: Option<&openssl::bn::BigNumRef>| {
+            let none = || Error::invalid("private key", "it lacks the numbers that make signing fast");
+            number.map(openssl::bn::BigNumRef::to_vec).ok_or_else(none)
+        };
+        Ok(Numbers {
+            modulus: self.0.n().to_vec(),
+            public_exponent: self.0.e().to_vec(),
+            private_exponent: self.0.d().to_vec(),
+            primes: [bytes(self.0.p())?, bytes(self.0.q())?],
+            exponents: [bytes(self.0.dmp1())?, bytes(self.0.dmq1())?],
+            coefficient: bytes(self.0.iqmp())?,
+        })
+    }
+
     /// Signs the hash text of a whitelist: PKCS#1 padding around the text itself.
     pub fn sign_raw(&self, text: &[u8]) -> Result<Vec<u8>> {
         let mut signature = vec![0; self.0.size() as usize];
@@ -84,6 +101,29 @@ impl PrivateKey {
     pub fn sign_sha1(&self, text: &[u8]) -> Result<Vec<u8>> {
         self.sign_raw(&sha1_digest_info(text))
     }
+}
+
+/// Signs the hash texts of whitelists: a key in a file, or one in a token.
+pub trait SignRaw {
+    /// Signs a text with PKCS#1 padding around the text itself.
+    fn sign_raw(&self, text: &[u8]) -> Result<Vec<u8>>;
+}
+
+impl SignRaw for PrivateKey {
+    fn sign_raw(&self, text: &[u8]) -> Result<Vec<u8>> {
+        Self::sign_raw(self, text)
+    }
+}
+
+/// The numbers of a private RSA key, as big-endian bytes.
+#[cfg(feature = "token")]
+pub(super) struct Numbers {
+    pub(super) modulus: Vec<u8>,
+    pub(super) public_exponent: Vec<u8>,
+    pub(super) private_exponent: Vec<u8>,
+    pub(super) primes: [Vec<u8>; 2],
+    pub(super) exponents: [Vec<u8>; 2],
+    pub(super) coefficient: Vec<u8>,
 }
 
 /// A public RSA key.
@@ -102,6 +142,18 @@ impl PublicKey {
         Rsa::public_key_from_pem(pem)
             .map(Self)
             .map_err(|error| Error::crypto(format!("{what}: not an RSA public key in PEM"), error))
+    }
+
+    /// A key of these numbers, given as big-endian bytes.
+    #[cfg(feature = "token")]
+    pub(super) fn from_numbers(modulus: &[u8], exponent: &[u8]) -> Result<Self> {
+        let public = || Rsa::from_public_components(BigNum::from_slice(modulus)?, BigNum::from_slice(exponent)?);
+        public().map(Self).map_err(|error| Error::crypto("cannot make a public key", error))
+    }
+
+    /// Whether the other one is the same key.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.n() == other.0.n() && self.0.e() == other.0.e()
     }
 
     /// The PEM form.
@@ -186,6 +238,14 @@ impl Certificate {
     /// The PEM file.
     pub fn pem(&self) -> &[u8] {
         &self.pem
+    }
+
+    /// The certificate without PEM around it, and its subject in the same form.
+    #[cfg(feature = "token")]
+    pub(super) fn der_and_subject(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let subject = || X509::from_der(&self.der)?.subject_name().to_der();
+        let subject = subject().map_err(|error| Error::crypto("cannot encode a subject", error))?;
+        Ok((self.der.clone(), subject))
     }
 
     /// The key in the certificate.

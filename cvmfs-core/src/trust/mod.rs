@@ -9,6 +9,8 @@
 
 pub mod keys;
 mod letter;
+#[cfg(feature = "token")]
+pub mod token;
 pub mod whitelist;
 
 pub use letter::Letter;

@@ -6,11 +6,14 @@ use crate::clock::UnixSeconds;
 use crate::error::{Error, Result};
 use crate::hash::Algorithm;
 use crate::path::RepositoryName;
-use crate::trust::keys::{Certificate, Fingerprint, PrivateKey, PublicKey};
+use crate::trust::keys::{Certificate, Fingerprint, PublicKey, SignRaw};
 use crate::trust::letter::Letter;
 
 /// Days that a whitelist is valid by default.
 pub const DEFAULT_DAYS: u32 = 30;
+
+/// Days below which a whitelist should be signed again in haste.
+pub const LOW_DAYS: u32 = 7;
 
 /// What a whitelist says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub struct SignedWhitelist {
 
 impl Whitelist {
     /// Signs the list with the master key.
-    pub fn sign(&self, algorithm: Algorithm, master_key: &PrivateKey) -> Result<SignedWhitelist> {
+    pub fn sign(&self, algorithm: Algorithm, master_key: &dyn SignRaw) -> Result<SignedWhitelist> {
         let Self { issued, expires, name, fingerprints } = self;
         let mut text = format!("{}\nE{}\nN{name}\n", issued.compact(), expires.compact());
         for fingerprint in fingerprints {
@@ -42,6 +45,12 @@ impl Whitelist {
         }
         let letter = Letter::sign(text.into_bytes(), algorithm, |hash| master_key.sign_raw(hash))?;
         Ok(SignedWhitelist { letter, whitelist: self.clone() })
+    }
+
+    /// What to tell whoever works on the repository, if few days are left.
+    pub fn warning(&self, now: UnixSeconds) -> Option<String> {
+        let days = (self.expires.0 - now.0).div_euclid(86_400);
+        (days < i64::from(LOW_DAYS)).then(|| format!("the whitelist expires in {days} days, on {}", self.expires))
     }
 
     /// Checks that a certificate is listed.
@@ -107,6 +116,20 @@ impl SignedWhitelist {
     /// # Errors
     /// `Untrusted` or `Expired`.
     pub fn verify(&self, name: &RepositoryName, master_keys: &[PublicKey], now: UnixSeconds) -> Result<&Whitelist> {
+        self.verify_signature(name, master_keys)?;
+        let hour = |time: UnixSeconds| time.0.div_euclid(3600);
+        if hour(now) >= hour(self.whitelist.expires) {
+            let what = format!("whitelist of {name}");
+            return Err(Error::Expired { what, expiry: self.whitelist.expires.to_string() });
+        }
+        Ok(&self.whitelist)
+    }
+
+    /// Returns the list if it is for `name` and signed by one of the master keys, even if it has expired: what to sign again.
+    ///
+    /// # Errors
+    /// `Untrusted`.
+    pub fn verify_signature(&self, name: &RepositoryName, master_keys: &[PublicKey]) -> Result<&Whitelist> {
         let what = format!("whitelist of {name}");
         if self.whitelist.name != *name {
             return Err(Error::untrusted(what, format!("it is for {}", self.whitelist.name)));
@@ -114,10 +137,6 @@ impl SignedWhitelist {
         let hash = self.letter.hash_text();
         if !master_keys.iter().any(|key| key.verifies_raw(hash.as_bytes(), self.letter.signature())) {
             return Err(Error::untrusted(what, "it is not signed by a master key that we were given"));
-        }
-        let hour = |time: UnixSeconds| time.0.div_euclid(3600);
-        if hour(now) >= hour(self.whitelist.expires) {
-            return Err(Error::Expired { what, expiry: self.whitelist.expires.to_string() });
         }
         Ok(&self.whitelist)
     }
@@ -131,6 +150,7 @@ impl SignedWhitelist {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::keys::PrivateKey;
 
     const NOW: UnixSeconds = UnixSeconds(1_730_000_800);
 
@@ -153,6 +173,14 @@ mod tests {
         assert!(bytes.starts_with(expected.as_bytes()));
         assert_eq!(bytes.len(), expected.len() + 41 + 256);
         assert_eq!(SignedWhitelist::parse(&bytes).unwrap().unverified(), &whitelist);
+    }
+
+    #[test]
+    fn few_days_are_told() {
+        let (_, _, whitelist) = sample();
+        assert_eq!(whitelist.warning(NOW.plus_days(23)), None);
+        let warning = "the whitelist expires in 6 days, on 2024-11-26T03:46:40Z";
+        assert_eq!(whitelist.warning(UnixSeconds(NOW.plus_days(23).0 + 1)).as_deref(), Some(warning));
     }
 
     #[test]

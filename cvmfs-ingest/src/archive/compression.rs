@@ -12,6 +12,8 @@ use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use zlib_rs::{Inflate, InflateFlush, Status};
+
 use super::{ArchiveError, Result};
 
 /// Uncompressed bytes that go to the consumer at once: large enough that passing them on costs nothing next to
@@ -24,6 +26,8 @@ const INPUT_BUFFER: usize = 128 * 1024;
 /// Memory that an xz stream may demand. `xz -9` needs 65 MiB; the format would allow 4 GiB.
 /// Zstandard has a limit of its own: windows of up to 128 MiB, as in its command line tool.
 const XZ_MEMORY_LIMIT: u64 = 1 << 30;
+/// What zlib's window size must be for a member of gzip: the largest window, and 16 for the header.
+const GZIP_WINDOW_BITS: u8 = 15 + 16;
 /// Bytes that [`Format::sniff`] wants to see.
 const MAGIC_SIZE: usize = 10;
 
@@ -167,7 +171,7 @@ type Input = BufReader<Source>;
 fn decoder(format: Format, input: Input) -> io::Result<Box<dyn Read>> {
     Ok(match format {
         Format::Plain => Box::new(input),
-        Format::Gzip => Box::new(Members::<flate2::bufread::GzDecoder<Input>>::new(input)),
+        Format::Gzip => Box::new(Members::<GzipMember>::new(input)),
         Format::Bzip2 => Box::new(Members::<bzip2::bufread::BzDecoder<Input>>::new(input)),
         Format::Zstd => Box::new(zstd::Decoder::with_buffer(input)?),
         Format::Xz => {
@@ -201,15 +205,47 @@ trait Member: Read {
     fn into_input(self) -> Input;
 }
 
-impl Member for flate2::bufread::GzDecoder<Input> {
+/// One member of a gzip file; its checksum and its length are checked at its end.
+struct GzipMember {
+    inflate: Inflate,
+    input: Input,
+    is_at_end: bool,
+}
+
+impl Member for GzipMember {
     const MAGIC: u8 = 0x1f;
 
     fn start(input: Input) -> Self {
-        Self::new(input)
+        Self { inflate: Inflate::new(true, GZIP_WINDOW_BITS), input, is_at_end: false }
     }
 
     fn into_input(self) -> Input {
-        self.into_inner()
+        self.input
+    }
+}
+
+impl Read for GzipMember {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !self.is_at_end && !buffer.is_empty() {
+            let input = self.input.fill_buf()?;
+            let is_cut_short = input.is_empty();
+            let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
+            let status = self
+                .inflate
+                .decompress(input, buffer, InflateFlush::NoFlush)
+                .map_err(|error| io::Error::new(ErrorKind::InvalidData, error.as_str()))?;
+            let count = |from: u64, to: u64| usize::try_from(to - from).unwrap_or(usize::MAX);
+            self.input.consume(count(before_in, self.inflate.total_in()));
+            self.is_at_end = status == Status::StreamEnd;
+            match count(before_out, self.inflate.total_out()) {
+                0 if is_cut_short => {
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "a gzip member is cut short"));
+                }
+                0 => {}
+                produced => return Ok(produced),
+            }
+        }
+        Ok(0)
     }
 }
 

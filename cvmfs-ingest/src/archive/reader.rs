@@ -33,6 +33,8 @@ pub struct Archive<R> {
     is_pax: bool,
     /// Bytes of the files so far, holes included.
     content: u64,
+    /// Whether the last entry must be filled up to whole blocks.
+    needs_last_padding: bool,
 }
 
 enum State {
@@ -69,7 +71,17 @@ impl<R: Read> Archive<R> {
             global: Records::default(),
             is_pax: false,
             content: 0,
+            needs_last_padding: true,
         }
+    }
+
+    /// Accepts an archive that ends right after the content of its last entry, in the middle of a block, as Go's programs
+    /// do. Whether it was cut off there must be known from elsewhere.
+    ///
+    /// Upstream: `umoci insert` writes such archives.
+    #[must_use]
+    pub fn without_last_padding(self) -> Self {
+        Self { needs_last_padding: false, ..self }
     }
 
     /// Returns the next entry in archive order; `None` at the end, and from then on.
@@ -127,7 +139,10 @@ impl<R: Read> Archive<R> {
     /// Skips what was not read. Content and padding are two steps so that errors tell them apart.
     fn finish(&mut self, body: &Body) -> Result<()> {
         self.stream.skip(body.stored, "the content of an entry")?;
-        self.stream.skip(body.padding, "the padding of an entry")
+        match self.stream.skip(body.padding, "the padding of an entry") {
+            Err(ArchiveError::Truncated { .. }) if !self.needs_last_padding && self.stream.is_within_block() => Ok(()),
+            skipped => skipped,
+        }
     }
 
     fn next_entry(&mut self) -> Result<Option<(Entry, Body)>> {

@@ -38,6 +38,11 @@ impl<R: Read> Stream<R> {
         self.offset
     }
 
+    /// Whether what was read so far is no whole number of blocks.
+    pub(super) fn is_within_block(&self) -> bool {
+        !self.offset.is_multiple_of(BLOCK_SIZE as u64)
+    }
+
     /// Bytes that may be taken at most.
     pub(super) fn limit(&self) -> u64 {
         self.limit

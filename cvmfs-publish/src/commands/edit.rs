@@ -149,9 +149,9 @@ pub(super) struct SetOwner {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Owner {
-    uid: Option<u32>,
-    gid: Option<u32>,
+pub(super) struct Owner {
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
 }
 
 impl std::str::FromStr for Owner {

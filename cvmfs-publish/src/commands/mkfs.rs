@@ -12,7 +12,8 @@ use cvmfs_publish::mkfs;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cvmfs-publish --root ./site mkfs software.example.org
-  cvmfs-publish mkfs --hash shake128 --gc --ttl 60 nightlies.example.org")]
+  cvmfs-publish mkfs --hash shake128 --gc --ttl 60 nightlies.example.org
+  cvmfs-publish mkfs -s /etc/cvmfs/s3.conf -w http://bucket.s3.example.org software.example.org")]
 pub(super) struct Arguments {
     /// Fully qualified repository name
     name: RepositoryName,
@@ -43,9 +44,13 @@ pub(super) struct Arguments {
     /// Do not allow Stratum 1 servers to replicate
     #[arg(long)]
     not_replicable: bool,
-    /// URL of the storage for clients of this server [default: http://localhost/cvmfs/<NAME>]
-    #[arg(long, value_name = "URL")]
+    /// URL of the storage for clients of this server [default: http://localhost/cvmfs/<NAME>]; with --s3 the URL of the
+    /// bucket, without the name of the repository
+    #[arg(short = 'w', visible_short_alias = 'u', long, value_name = "URL")]
     url: Option<String>,
+    /// Keep the repository in a bucket of S3, described by CVMFS_S3_... in this file
+    #[arg(short, long, value_name = "FILE", requires = "url")]
+    s3: Option<PathBuf>,
     /// Use the keys in this directory: <NAME>.masterkey (or .pub and .whitelist), .key, .crt
     #[arg(long, value_name = "DIR")]
     keys: Option<PathBuf>,
@@ -68,6 +73,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         owner_ids: (owner.uid, owner.gid),
         owner: owner.name,
         url: arguments.url.clone(),
+        s3: arguments.s3.clone(),
         keys: arguments.keys.clone(),
         whitelist_days: arguments.whitelist_days,
         ..mkfs::Options::new(now()?)
@@ -77,12 +83,13 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
         "Repository {} is ready: revision {}, storage {}\nPublic key for clients: {}\nWhitelist valid until {}\n",
         made.name,
         made.revision,
-        made.storage.display(),
+        made.storage,
         made.public_key.display(),
         made.whitelist_expires
     );
     if let Some(master_key) = &made.master_key {
         text.push_str(&format!("Keep the master key safe, best on another machine: {}\n", master_key.display()));
     }
+    global.warn(&made.warnings);
     global.print(&made, &text)
 }

@@ -21,9 +21,9 @@ use cvmfs_core::server::SystemUser;
 pub(super) struct Arguments {
     #[command(flatten)]
     repo: RepoArg,
-    /// Wait so long for another transaction to end
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 0)]
-    wait: u64,
+    /// Wait so long for another transaction to end; 0 for as long as it takes [default: do not wait]
+    #[arg(short = 't', long, value_name = "SECONDS")]
+    wait: Option<u64>,
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
@@ -34,7 +34,11 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let revision = publisher.head(now()?)?.manifest().revision;
 
     hooks.before(Operation::Transaction, revision)?;
-    let patience = Duration::from_secs(arguments.wait);
+    let patience = match arguments.wait {
+        None => Duration::ZERO,
+        Some(0) => Duration::MAX,
+        Some(seconds) => Duration::from_secs(seconds),
+    };
     let opener = SystemUser::current()?.name;
     let about = publisher.open_transaction(now()?, opener, patience, &cancel_on_signals()?)?;
     global.warn(&hooks.after(Operation::Transaction, about.revision));

@@ -144,7 +144,7 @@ fn edit(
     publisher: &Publisher,
     options: &Options,
     cancel: &Cancel,
-    edit: impl FnOnce(&Repository, &mut cvmfs_core::history::History) -> Result<Option<Vec<Tag>>>,
+    edit: impl FnMut(&Repository, &mut cvmfs_core::history::History) -> Result<Option<Vec<Tag>>>,
 ) -> Result<Edited> {
     let tags = publisher.edit_history(options.now, options.patience, cancel, edit)?;
     let changed = tags.is_some();

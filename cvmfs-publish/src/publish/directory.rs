@@ -62,7 +62,7 @@ impl DirectoryRules {
 
         let mut items = VecDeque::new();
         let mut enter = Vec::new();
-        let mut files = Vec::new();
+        let mut files = Vec::with_capacity(found.len());
         let mut rows = rows.into_iter().peekable();
         let mut found = found.into_iter().peekable();
         loop {

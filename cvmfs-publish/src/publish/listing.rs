@@ -17,6 +17,7 @@ use cvmfs_core::path::RepoPath;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::Errno;
+use rustix::thread::UnshareFlags;
 
 /// From this many entries on, a directory is looked at by several threads.
 const LARGE: usize = 8192;
@@ -116,6 +117,35 @@ impl Selection {
     }
 }
 
+/// How a thread names entries where the system takes no directory for names to start from: for extended attributes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lister {
+    /// By their paths, which the system follows from the root directory for each of them.
+    Paths,
+    /// By their names alone: the thread has a working directory of its own, and goes where it lists.
+    Names,
+}
+
+impl Lister {
+    /// For a thread that does nothing else than listing: it gets a working directory of its own, if that is allowed.
+    pub(super) fn of_own_thread() -> Self {
+        #[expect(deprecated, reason = "unsafe for descriptors only: those of a thread would not be valid in others")]
+        match rustix::thread::unshare(UnshareFlags::FS) {
+            Ok(()) => Self::Names,
+            // Containers may forbid it.
+            Err(_) => Self::Paths,
+        }
+    }
+
+    /// Goes to a directory, and returns what is to be put before the names of its entries.
+    fn enter(self, directory: &OwnedFd, path: &Path) -> Vec<u8> {
+        match self {
+            Self::Names if rustix::process::fchdir(directory).is_ok() => Vec::new(),
+            _ => [path.as_os_str().as_bytes(), b"/"].concat(),
+        }
+    }
+}
+
 /// The top directory of a source.
 #[derive(Debug)]
 pub(super) struct Top {
@@ -174,7 +204,7 @@ impl Top {
     }
 
     /// Lists a directory, sorted by name. Entries that vanish meanwhile are not in it.
-    pub(super) fn list(&self, below: &RepoPath, selection: &Selection) -> Result<Vec<Found>> {
+    pub(super) fn list(&self, below: &RepoPath, selection: &Selection, lister: Lister) -> Result<Vec<Found>> {
         let path = self.path(below);
         let directory = self.open_below(below, OFlags::DIRECTORY).at(&path)?;
         let mut names = read_names(&directory).at(&path)?;
@@ -189,13 +219,16 @@ impl Top {
         }
         // On a disk that has to be read, in the order in which it is laid out.
         names.sort_unstable();
+        let prefix = lister.enter(&directory, &path);
         let look = |names: &mut [(u64, Vec<u8>)]| -> Result<Vec<Found>> {
-            let mut place = path.as_os_str().as_bytes().to_vec();
-            place.push(b'/');
+            let mut place = prefix.clone();
             // Nearly all of them are still there.
             let mut found = Vec::with_capacity(names.len());
             for (_, name) in names {
-                found.extend(look_at(&directory, &mut place, std::mem::take(name), selection)?);
+                place.extend_from_slice(name);
+                let looked = look_at(&directory, name, &place, selection);
+                place.truncate(prefix.len());
+                found.extend(looked.map_err(|error| Error::io(path.join(OsStr::from_bytes(name)), error))?);
             }
             Ok(found)
         };
@@ -270,39 +303,31 @@ fn read_names(directory: &OwnedFd) -> io::Result<Vec<(u64, Vec<u8>)>> {
     Ok(names)
 }
 
-/// Looks at one entry; `None` if it vanished. `place` is the path of the directory with a slash, and gets longer and
-/// shorter again.
-fn look_at(directory: &OwnedFd, place: &mut Vec<u8>, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
-    let length = place.len();
-    place.extend_from_slice(&name);
-    let looked = look_at_path(directory, Path::new(OsStr::from_bytes(place)), name, selection);
-    place.truncate(length);
-    looked
-}
-
-fn look_at_path(directory: &OwnedFd, path: &Path, name: Vec<u8>, selection: &Selection) -> Result<Option<Found>> {
-    let name_os = OsStr::from_bytes(&name);
-    let stat = match rustix::fs::statat(directory, name_os, AtFlags::SYMLINK_NOFOLLOW) {
+/// Looks at an entry of an open directory, and takes its name; `None` if it vanished. `place` is where it is for calls
+/// that take no directory.
+fn look_at(directory: &OwnedFd, name: &mut Vec<u8>, place: &[u8], selection: &Selection) -> io::Result<Option<Found>> {
+    let in_directory = OsStr::from_bytes(name);
+    let stat = match rustix::fs::statat(directory, in_directory, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(None),
-        result => result.map_err(io::Error::from).at(path)?,
+        result => result?,
     };
     let status = Status::new(&stat);
     let target = match status.kind {
-        Kind::Symlink => match rustix::fs::readlinkat(directory, name_os, Vec::new()) {
+        Kind::Symlink => match rustix::fs::readlinkat(directory, in_directory, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
-            result => result.map_err(io::Error::from).at(path)?.into_bytes(),
+            result => result?.into_bytes(),
         },
         _ => Vec::new(),
     };
     let xattrs = if selection.xattrs {
-        match read_xattrs(path) {
+        match read_xattrs(Path::new(OsStr::from_bytes(place))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.at(path)?,
+            result => result?,
         }
     } else {
         Vec::new()
     };
-    Ok(Some(Found { name, status, xattrs, target }))
+    Ok(Some(Found { name: std::mem::take(name), status, xattrs, target }))
 }
 
 /// Reads the extended attributes of a path itself; none where the file system has none.
@@ -384,7 +409,7 @@ mod tests {
         fs::write(outside.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink(outside.path(), directory.path().join("link")).unwrap();
         let top = Top::open(directory.path()).unwrap();
-        assert!(top.list(&path("link"), &Selection::default()).is_err());
+        assert!(top.list(&path("link"), &Selection::default(), Lister::Paths).is_err());
         assert!(top.open_file(&path("link/secret")).is_err());
     }
 
@@ -396,7 +421,7 @@ mod tests {
         let top = Top::open(directory.path()).unwrap();
         fs::remove_dir(directory.path().join("gone")).unwrap();
         fs::remove_file(directory.path().join("file")).unwrap();
-        let error = top.list(&path("gone"), &Selection::default()).unwrap_err().to_string();
+        let error = top.list(&path("gone"), &Selection::default(), Lister::Paths).unwrap_err().to_string();
         assert!(error.contains("/gone"), "{error}");
         fs::create_dir(directory.path().join("file")).unwrap();
         assert!(matches!(top.open_file(&path("file")), Err(Error::Conflict { .. })));
@@ -409,10 +434,31 @@ mod tests {
         for number in 0..count {
             fs::write(directory.path().join(number.to_string()), "").unwrap();
         }
+        let first = directory.path().join("0");
+        // Not every file system has attributes.
+        let has_xattrs = rustix::fs::setxattr(&first, "user.a", b"1", rustix::fs::XattrFlags::empty()).is_ok();
         let top = Top::open(directory.path()).unwrap();
-        let found = top.list(&RepoPath::root(), &Selection { xattrs: true, ..Selection::default() }).unwrap();
+        let selection = Selection { xattrs: true, ..Selection::default() };
+        let list = |lister| top.list(&RepoPath::root(), &selection, lister).unwrap();
+        let found = list(Lister::Paths);
         let mut expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
         expected.sort();
         assert!(found.iter().map(|found| &found.name[..]).eq(expected.iter().map(String::as_bytes)));
+        assert_eq!(found[0].xattrs.iter().any(|(key, _)| key == b"user.a"), has_xattrs);
+
+        // A thread that goes there finds the same, and nobody else goes with it.
+        let here = std::env::current_dir().unwrap();
+        let found_there = std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let lister = Lister::of_own_thread();
+                let found = list(lister);
+                // No name is looked for where others are.
+                assert!(matches!(lister, Lister::Paths) || fs::metadata("0").is_ok());
+                found
+            });
+            there.join().unwrap()
+        });
+        assert_eq!(format!("{found_there:?}"), format!("{found:?}"));
+        assert_eq!(std::env::current_dir().unwrap(), here);
     }
 }

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use cvmfs_core::error::Result;
 use cvmfs_core::path::RepoPath;
 
-use super::listing::{Found, Kind, Selection, Top};
+use super::listing::{Found, Kind, Lister, Selection, Top};
 
 /// Most entries that wait for the consumer; one directory more may come in each thread.
 const MAX_WAITING: usize = 50_000;
@@ -91,7 +91,7 @@ impl Walk {
         }
         state.pending.remove(directory);
         drop(state);
-        let listed = self.shared.top.list(directory, &self.shared.selection);
+        let listed = self.shared.top.list(directory, &self.shared.selection, Lister::Paths);
         let below = self.shared.directories(directory, &listed);
         self.shared.state().pending.extend(below);
         self.shared.changed.notify_all();
@@ -138,6 +138,7 @@ impl Shared {
 
     /// A thread's work: list directories until the walk is over.
     fn work(&self) {
+        let lister = Lister::of_own_thread();
         let mut state = self.state();
         loop {
             let next = if state.waiting < MAX_WAITING { state.pending.pop_first() } else { None };
@@ -153,7 +154,7 @@ impl Shared {
             }
             state.running.insert(directory.clone());
             drop(state);
-            let listed = self.top.list(&directory, &self.selection);
+            let listed = self.top.list(&directory, &self.selection, lister);
             let below = self.directories(&directory, &listed);
             state = self.state();
             state.running.remove(&directory);

@@ -233,7 +233,12 @@ fn markers_that_the_commit_made_stay() {
     assert_eq!(publish(&site, "s", &[])["changed"].as_bool(), Some(false));
     // A source for a part of the tree follows the same rules.
     assert_eq!(publish(&site, "s/sw", &["--base-dir", "sw"])["changed"].as_bool(), Some(false));
-    // The user's own marker goes when the user removes it.
+    // A marker of the user's own stays as it is, also where a rule asks for one.
+    shell(&site, "s", "mkdir sw/3; echo mine >sw/3/.cvmfscatalog");
+    publish(&site, "s", &[]);
+    assert_eq!(site.publish(&["cat", "/sw/3/.cvmfscatalog"]).ok(), "mine\n");
+    shell(&site, "s", "rm -r sw/3");
+    // It goes when the user removes it.
     shell(&site, "s", "rm own/.cvmfscatalog");
     publish(&site, "s", &[]);
     assert_eq!(nested(&site), set(&["/sw/1", "/sw/2"]));
@@ -246,6 +251,10 @@ fn markers_that_the_commit_made_stay() {
     publish(&site, "s", &[]);
     assert_eq!(nested(&site), set(&[]));
     assert_equal(&site, "", "s");
+    // New rules are for directories that are there, too.
+    shell(&site, "s", "echo '/sw/*' >.cvmfsdirtab");
+    publish(&site, "s", &[]);
+    assert_eq!(nested(&site), set(&["/sw/1", "/sw/2"]));
 }
 
 #[test]
@@ -359,6 +368,13 @@ fn a_catalog_that_would_be_too_large_is_refused_before_anything_is_stored() {
     refused(&["--transaction"], "the catalog at / has 1103 entries");
     site.publish(&["publish"]).ok();
     site.check(&[]);
+    // Edits are refused before the catalogs below the one that would be too large are stored.
+    shell(&site, "s", "mkdir -p c/n; touch c/n/.cvmfscatalog c/n/x");
+    publish(&site, "s", &["--base-dir", "e", "--exclude", "/b", "--exclude", "/d*", "--catalog"]);
+    let (objects, manifest) = (site.objects(), site.manifest());
+    let message = site.publish(&["cp", "/e/c", "/d"]).fails(1);
+    assert!(message.contains("the catalog at / has"), "{message}");
+    assert_eq!((site.objects(), site.manifest()), (objects, manifest));
 }
 
 #[test]

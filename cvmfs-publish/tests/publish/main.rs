@@ -2,8 +2,12 @@
 //! there is what it lists of the source.
 
 mod directory;
+mod documents;
 mod faults;
+mod import;
 mod random;
+mod resign;
+mod rmfs;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 mod upper;

@@ -13,6 +13,7 @@ use serde::Serialize;
 #[command(after_help = "Examples:
   cvmfs-replica add-replica --stratum0 http://s0.example.org/cvmfs/software.example.org --public-key example.org.pub
   cvmfs-replica add-replica --stratum0 URL --public-key /etc/cvmfs/keys/example.org --group nightly --name mirror.example.org
+  cvmfs-replica add-replica --stratum0 URL --public-key FILE -s /etc/cvmfs/s3.conf -w http://bucket.s3.example.org
   cvmfs-replica add-replica --stratum0 URL --pass-through")]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -20,9 +21,12 @@ pub(super) struct Arguments {
     /// Name of the replica on this server [default: that of the repository]
     #[arg(long, value_name = "ALIAS")]
     name: Option<RepositoryName>,
-    /// Where the replica is stored
-    #[arg(long, value_name = "KIND", default_value = "local")]
-    upstream: String,
+    /// Where the replica is stored: local, or s3, which needs --s3
+    #[arg(long, value_name = "KIND", value_parser = ["local", "s3"])]
+    upstream: Option<String>,
+    /// Keep the replica in a bucket of S3, described by CVMFS_S3_... in this file
+    #[arg(short, long, value_name = "FILE", requires = "url", conflicts_with_all = ["storage", "pass_through"])]
+    s3: Option<PathBuf>,
     /// Store nothing; requests are passed on to the source
     #[arg(long)]
     pass_through: bool,
@@ -37,8 +41,9 @@ pub(super) struct SourceArgs {
     /// Public master key, or a directory of such files; may be repeated
     #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "pass_through")]
     public_key: Vec<PathBuf>,
-    /// URL under which this server's own tools find the replica [default: http://localhost/cvmfs/<ALIAS>]
-    #[arg(long, value_name = "URL")]
+    /// URL under which this server's own tools find the replica [default: http://localhost/cvmfs/<ALIAS>]; in a bucket the
+    /// URL of that, without the name of the replica
+    #[arg(short = 'w', long, value_name = "URL")]
     url: Option<String>,
     /// Directory of the storage [default: srv/cvmfs/<ALIAS>]
     #[arg(long, value_name = "DIR")]
@@ -52,6 +57,9 @@ pub(super) struct SourceArgs {
     /// Proxies on the way to the source, as in CVMFS_HTTP_PROXY
     #[arg(long, value_name = "PROXIES")]
     proxy: Option<String>,
+    /// Certificates in PEM form that are trusted for https besides those of the system
+    #[arg(long, value_name = "FILE")]
+    ca_bundle: Option<PathBuf>,
     /// Most bytes a second to fetch, such as 20M
     #[arg(long, value_name = "BYTES")]
     bandwidth: Option<String>,
@@ -98,6 +106,7 @@ impl SourceArgs {
             group: self.group.clone(),
             auto_gc: self.auto_gc,
             proxy: self.proxy.clone(),
+            ca_bundle: self.ca_bundle.clone(),
             settings,
             ..AddOptions::new(now()?, sources, self.public_key.clone())
         })
@@ -105,15 +114,13 @@ impl SourceArgs {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    match &arguments.upstream[..] {
-        "local" => {}
-        "s3" => {
-            let reason = "S3 storage comes with the S3 backend; use a local directory until then";
-            return Err(Error::invalid("--upstream s3", reason));
-        }
-        other => return Err(Error::invalid(format!("--upstream {other}"), "neither local nor s3")),
+    match (arguments.upstream.as_deref(), &arguments.s3) {
+        (Some("s3"), None) => return Err(Error::invalid("--upstream s3", "describe the bucket with --s3 FILE")),
+        (Some("local"), Some(_)) => return Err(Error::invalid("--upstream local", "a bucket is given with --s3")),
+        _ => {}
     }
     let options = AddOptions {
+        s3: arguments.s3.clone(),
         alias: arguments.name.clone(),
         pass_through: arguments.pass_through,
         ..arguments.source.options()?
@@ -129,7 +136,7 @@ pub(super) fn print(global: &GlobalArgs, replica: &Replica, text: &str) -> Resul
     struct Document<'a> {
         alias: String,
         name: String,
-        storage: &'a PathBuf,
+        storage: String,
         spool: &'a PathBuf,
         sources: Vec<String>,
         group: &'a str,
@@ -139,7 +146,7 @@ pub(super) fn print(global: &GlobalArgs, replica: &Replica, text: &str) -> Resul
     let document = Document {
         alias: alias.to_string(),
         name: name.to_string(),
-        storage,
+        storage: storage.to_string(),
         spool,
         sources: sources.iter().map(cvmfs_core::fetch::shown_url).collect(),
         group,

@@ -1,9 +1,12 @@
 //! One file a command: arguments, conversion to library options, call, print.
 
 mod add_replica;
+mod check;
+mod gc;
 mod import;
 mod list;
 mod preload;
+mod print_stats;
 mod remove;
 mod serve;
 mod snapshot;
@@ -32,9 +35,13 @@ enum Command {
     Import(import::Arguments),
     Snapshot(snapshot::Arguments),
     Serve(serve::Arguments),
+    Check(check::Arguments),
+    #[command(name = "gc")]
+    Collect(gc::Arguments),
     Status(status::Arguments),
     List(list::Arguments),
     Remove(remove::Arguments),
+    PrintStats(print_stats::Arguments),
     Preload(preload::Arguments),
 }
 
@@ -45,9 +52,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Command::Import(import) => import::run(global, import),
         Command::Snapshot(snapshot) => snapshot::run(global, snapshot),
         Command::Serve(serve) => serve::run(global, serve),
+        Command::Check(check) => check::run(global, check),
+        Command::Collect(collect) => gc::run(global, collect),
         Command::Status(status) => status::run(global, status),
         Command::List(list) => list::run(global, list),
         Command::Remove(remove) => remove::run(global, remove),
+        Command::PrintStats(print_stats) => print_stats::run(global, print_stats),
         Command::Preload(preload) => preload::run(global, preload),
     }
 }

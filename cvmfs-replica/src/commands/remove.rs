@@ -28,7 +28,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let removed =
         replica::remove(&global.server_root()?, &arguments.name, arguments.keep_storage, &cancel_on_signals()?)?;
     let text = if arguments.keep_storage {
-        format!("replica {} is removed; {} is left\n", removed.alias, removed.storage.display())
+        format!("replica {} is removed; {} is left\n", removed.alias, removed.storage)
     } else {
         format!("replica {} is removed\n", removed.alias)
     };

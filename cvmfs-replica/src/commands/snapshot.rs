@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use cvmfs_core::cli::{GlobalArgs, cancel_on_signals, human_bytes, now, parse_bytes};
+use cvmfs_core::cli::{GlobalArgs, cancel_on_signals, human_bytes, now, parse_bytes, raise_open_file_limit};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_replica::replica::Replica;
-use cvmfs_replica::schedule::{Schedule, ScheduleOptions};
+use cvmfs_replica::schedule::{self, ScheduleOptions};
 use cvmfs_replica::snapshot::{Ending, FormerRevisions, SnapshotOptions, SnapshotOutcome, snapshot};
 use serde::Serialize;
 
@@ -53,6 +53,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
+    raise_open_file_limit();
     if let Some(seconds) = arguments.watch {
         return watch(global, arguments, Duration::from_secs(seconds));
     }
@@ -102,7 +103,7 @@ fn watch(global: &GlobalArgs, arguments: &Arguments, every: Duration) -> Result<
     // Names are checked now, not when it is too late to see the error.
     select(global, arguments)?;
     let options = ScheduleOptions {
-        every,
+        snapshot_every: Some(every),
         names: arguments.names.clone(),
         group: arguments.group.clone(),
         ..ScheduleOptions::default()
@@ -115,7 +116,7 @@ fn watch(global: &GlobalArgs, arguments: &Arguments, every: Duration) -> Result<
             drop(printer.print(&line, &format!("{}\n", line.text)));
         }
     };
-    Schedule::start(global.server_root()?, options, now, cancel_on_signals()?, report)?.wait();
+    schedule::start(global.server_root()?, options, now, cancel_on_signals()?, report)?.wait();
     Ok(())
 }
 
@@ -129,11 +130,13 @@ fn select(global: &GlobalArgs, arguments: &Arguments) -> Result<Vec<Replica>> {
     if let Some(group) = &arguments.group {
         replicas.retain(|replica| replica.group == *group);
     }
+    let date = |replica: Replica| Ok((replica.last_snapshot()?, replica));
+    let mut dated = replicas.into_iter().map(date).collect::<Result<Vec<_>>>()?;
     if arguments.skip_new {
-        replicas.retain(Replica::is_complete);
+        dated.retain(|(date, _)| date.is_some());
     }
-    replicas.sort_by_key(Replica::last_snapshot);
-    Ok(replicas)
+    dated.sort_by_key(|(date, _)| *date);
+    Ok(dated.into_iter().map(|(_, replica)| replica).collect())
 }
 
 /// What is printed of one replica.

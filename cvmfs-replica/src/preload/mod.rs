@@ -164,8 +164,8 @@ impl Target for Cache {
         }
     }
 
-    fn has(&self, id: &ObjectId) -> Result<bool> {
-        self.paths.has(id)
+    fn have(&self, ids: &[ObjectId]) -> Result<Vec<bool>> {
+        ids.iter().map(|id| self.paths.has(id)).collect()
     }
 
     /// A catalog is in the cache as it is used.

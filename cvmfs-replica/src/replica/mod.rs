@@ -13,16 +13,20 @@ mod import;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
+use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::fetch::queue::QueueOptions;
 use cvmfs_core::fetch::{Bandwidth, HttpOptions, ProxyChain, Url, parse_servers};
+use cvmfs_core::info;
 use cvmfs_core::lock::FileLock;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::progress::Cancel;
-use cvmfs_core::server::{ServerRoot, Variables};
-use cvmfs_core::storage::NamedFile;
+use cvmfs_core::progress::{Cancel, Silent};
+use cvmfs_core::server::{AutoGc, ServerRoot, Variables};
+use cvmfs_core::statistics::StatisticsFile;
+use cvmfs_core::storage::{NamedFile, PruneStore, ReadStore, StoragePlace};
 use cvmfs_core::trust::keys::PublicKey;
 
 use crate::select::Selection;
@@ -34,8 +38,6 @@ pub use import::{ImportOptions, import};
 const USUAL_WORKERS: usize = 16;
 /// Most requests in flight if the configuration does not say.
 const MAX_REQUESTS: usize = 512;
-/// Days back to which former revisions of a repository whose garbage is collected are replicated.
-const HISTORY_DAYS: u32 = 3;
 
 /// The checked configuration of a replica.
 #[derive(Debug, Clone)]
@@ -44,8 +46,8 @@ pub struct Replica {
     pub alias: RepositoryName,
     /// `CVMFS_REPOSITORY_NAME`: the repository.
     pub name: RepositoryName,
-    /// Directory of the storage.
-    pub storage: PathBuf,
+    /// `CVMFS_UPSTREAM_STORAGE`: the storage.
+    pub storage: StoragePlace,
     /// Directory for working files.
     pub spool: PathBuf,
     /// `CVMFS_USER`: the system user who owns it.
@@ -66,10 +68,15 @@ pub struct Replica {
     pub public_keys: Vec<PathBuf>,
     /// How to fetch.
     pub transfer: Transfer,
-    /// `CVMFS_AUTO_GC_TIMESPAN`: age in days to which former revisions are replicated if the source collects garbage.
-    pub history_days: u32,
+    /// Collection of garbage on its own; if the source collects, its timespan is also the age to which former revisions
+    /// are replicated.
+    pub auto_gc: AutoGc,
     /// `CVMFS_REPLICA_SUBSCRIBE`: the server that tells of new revisions, such as `http://s0.example.org/api/v1`.
     pub subscription: Option<Url>,
+    /// `CVMFS_GC_DELETION_LOG`: the file with a list of collected objects.
+    pub deletion_log: Option<PathBuf>,
+    /// The database with one row a collection of garbage.
+    pub statistics: StatisticsFile,
     /// What of the repository is replicated.
     pub selection: Selection,
 }
@@ -89,6 +96,8 @@ pub struct Transfer {
     pub proxies: ProxyChain,
     /// `CVMFS_REPLICA_BANDWIDTH`: most bytes a second.
     pub bytes_per_second: Option<u64>,
+    /// `X509_CERT_BUNDLE`: certificates that are trusted for `https` besides those of the system.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 impl Default for Transfer {
@@ -100,6 +109,7 @@ impl Default for Transfer {
             retries: 3,
             proxies: ProxyChain::default(),
             bytes_per_second: None,
+            ca_bundle: None,
         }
     }
 }
@@ -109,7 +119,7 @@ impl Replica {
     ///
     /// # Errors
     /// `NotFound` if there is no replica of that name; `InvalidInput` naming file and variable; `Unsupported` for a
-    /// storage that is no local directory.
+    /// storage of another kind.
     pub fn load(root: &ServerRoot, alias: &RepositoryName) -> Result<Self> {
         let directory = root.config_dir(alias);
         let local = root.path().join("etc/cvmfs/server.local");
@@ -124,14 +134,16 @@ impl Replica {
         }
         variables.extend(Variables::load(&file)?);
 
-        let storage = variables.local_storage()?.unwrap_or_else(|| root.storage_dir(alias));
+        let storage = variables.storage()?.unwrap_or_else(|| StoragePlace::Local(root.storage_dir(alias)));
         let spool = variables.get("CVMFS_SPOOL_DIR").map_or_else(|| root.spool_dir(alias), PathBuf::from);
         let mut sources = parse_servers(variables.get("CVMFS_STRATUM0").unwrap_or_default())?;
         sources.extend(parse_servers(variables.get("CVMFS_REPLICA_FALLBACKS").unwrap_or_default())?);
         let text = |key| variables.get(key).unwrap_or_default().to_owned();
         let keys = text("CVMFS_PUBLIC_KEY");
+        let name = variables.parse("CVMFS_REPOSITORY_NAME")?.unwrap_or_else(|| alias.clone());
         Ok(Self {
-            name: variables.parse("CVMFS_REPOSITORY_NAME")?.unwrap_or_else(|| alias.clone()),
+            statistics: StatisticsFile::configured(&variables, &spool, &name)?,
+            name,
             alias: alias.clone(),
             storage,
             spool,
@@ -144,18 +156,32 @@ impl Replica {
             pull_through: variables.flag("CVMFS_REPLICA_PULL_THROUGH", false),
             public_keys: keys.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
             transfer: Transfer::of(&variables)?,
-            history_days: variables.days_ago("CVMFS_AUTO_GC_TIMESPAN")?.unwrap_or(HISTORY_DAYS),
+            auto_gc: AutoGc::of(&variables)?,
             subscription: parse_servers(variables.get("CVMFS_REPLICA_SUBSCRIBE").unwrap_or_default())?
                 .into_iter()
                 .next(),
+            deletion_log: variables.get("CVMFS_GC_DELETION_LOG").map(PathBuf::from),
             selection: Selection::of(&variables)?,
         })
     }
 
+    /// The aliases of all replicas of a server, sorted.
+    pub fn aliases(root: &ServerRoot) -> Result<Vec<RepositoryName>> {
+        let is_replica = |alias: &RepositoryName| root.config_dir(alias).join("replica.conf").is_file();
+        Ok(root.repositories()?.into_iter().filter(is_replica).collect())
+    }
+
     /// All replicas of a server, by alias.
     pub fn all(root: &ServerRoot) -> Result<Vec<Self>> {
-        let is_replica = |alias: &RepositoryName| root.config_dir(alias).join("replica.conf").is_file();
-        root.repositories()?.iter().filter(|alias| is_replica(alias)).map(|alias| Self::load(root, alias)).collect()
+        Self::aliases(root)?.iter().map(|alias| Self::load(root, alias)).collect()
+    }
+
+    /// Those whose configuration can be read, by alias: one that cannot must not keep a service from the others.
+    ///
+    /// # Errors
+    /// `Io` if the configuration cannot be listed.
+    pub fn all_readable(root: &ServerRoot) -> Result<Vec<Self>> {
+        Ok(Self::aliases(root)?.iter().filter_map(|alias| Self::load(root, alias).ok()).collect())
     }
 
     /// The master keys that whitelists may be signed with.
@@ -190,14 +216,45 @@ impl Replica {
         })
     }
 
-    /// When a snapshot of it ended well for the last time; `None` if that never happened.
-    pub fn last_snapshot(&self) -> Option<SystemTime> {
-        fs::metadata(self.storage.join(NamedFile::LastSnapshot.name())).and_then(|metadata| metadata.modified()).ok()
+    /// When a snapshot of it ended well for the last time, 1970 if it does not say; `None` if that never happened.
+    pub fn last_snapshot(&self) -> Result<Option<UnixSeconds>> {
+        let read = |store: Arc<dyn PruneStore>| store.read(&NamedFile::LastSnapshot.into());
+        match self.storage.open().and_then(read) {
+            Err(error) if error.is_not_found() => Ok(None),
+            text => {
+                let date = UnixSeconds::parse_date_command(String::from_utf8_lossy(&text?).trim());
+                Ok(Some(date.unwrap_or(UnixSeconds(0))))
+            }
+        }
     }
 
     /// Whether a snapshot of it ever ended well.
-    pub fn is_complete(&self) -> bool {
-        self.last_snapshot().is_some()
+    pub fn is_complete(&self) -> Result<bool> {
+        match self.storage.open() {
+            Err(error) if error.is_not_found() => Ok(false),
+            store => is_complete(&*store?),
+        }
+    }
+
+    /// The manifest of the revision that it has, as it was signed; `None` before the first snapshot ended.
+    pub fn manifest(&self) -> Result<Option<Vec<u8>>> {
+        match self.storage.open() {
+            Err(error) if error.is_not_found() => Ok(None),
+            store => stored_manifest(&*store?),
+        }
+    }
+}
+
+/// Whether a snapshot into a storage ever ended well.
+pub(crate) fn is_complete(store: &dyn ReadStore) -> Result<bool> {
+    Ok(store.size(&NamedFile::LastSnapshot.into())?.is_some())
+}
+
+/// What is in the place of the manifest.
+pub(crate) fn stored_manifest(store: &dyn ReadStore) -> Result<Option<Vec<u8>>> {
+    match store.read(&NamedFile::Manifest.into()) {
+        Err(error) if error.is_not_found() => Ok(None),
+        bytes => bytes.map(Some),
     }
 }
 
@@ -216,6 +273,7 @@ impl Transfer {
             // What is newest at the source counts, not what a cache on the way remembers.
             fresh_named_files: true,
             temporary_directory: Some(scratch),
+            ca_bundle: self.ca_bundle.clone(),
             user_agent: concat!("cvmfs-replica/", env!("CARGO_PKG_VERSION")).to_owned(),
             ..HttpOptions::default()
         }
@@ -238,6 +296,7 @@ impl Transfer {
             retries: variables.parse("CVMFS_HTTP_RETRIES")?.unwrap_or(default.retries),
             proxies: variables.get("CVMFS_HTTP_PROXY").unwrap_or_default().parse()?,
             bytes_per_second: bandwidth,
+            ca_bundle: variables.get("X509_CERT_BUNDLE").filter(|path| !path.is_empty()).map(PathBuf::from),
         })
     }
 }
@@ -277,14 +336,34 @@ pub fn load_keys(paths: &[PathBuf]) -> Result<Vec<PublicKey>> {
 pub fn remove(root: &ServerRoot, alias: &RepositoryName, keep_storage: bool, cancel: &Cancel) -> Result<Replica> {
     let replica = Replica::load(root, alias)?;
     let lock = replica.lock(Duration::ZERO, cancel)?;
-    // The configuration goes first: what is left of a removal that was interrupted is known to nobody.
+    // A bucket may refuse, and then somebody must know of it.
+    let is_in_bucket = replica.storage.directory().is_err();
+    if is_in_bucket && !keep_storage {
+        remove_storage(&replica.storage, cancel)?;
+    }
+    // The configuration goes before directories: what is left of a removal that was interrupted is known to nobody.
     remove_tree(&root.config_dir(alias))?;
-    if !keep_storage {
-        remove_tree(&replica.storage)?;
+    if !is_in_bucket && !keep_storage {
+        remove_storage(&replica.storage, cancel)?;
     }
     remove_tree(&replica.spool)?;
     drop(lock);
+    tell_server(root);
     Ok(replica)
+}
+
+/// Brings the list of repositories up to date that other web servers serve.
+fn tell_server(root: &ServerRoot) {
+    for warning in info::refresh_warnings(root) {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn remove_storage(storage: &StoragePlace, cancel: &Cancel) -> Result<()> {
+    for path in storage.remove(&Silent, cancel)?.left {
+        tracing::warn!(path = %path.display(), "not of a repository, and left");
+    }
+    Ok(())
 }
 
 fn remove_tree(directory: &Path) -> Result<()> {
@@ -320,9 +399,9 @@ mod tests {
         let (_directory, replica) = configured(server, usual);
         let replica = replica.unwrap();
         assert_eq!(replica.name.as_str(), "software.example.org");
-        assert_eq!((replica.storage, replica.spool), ("/srv/x".into(), "/spool/x".into()));
+        assert_eq!((replica.storage, replica.spool), (StoragePlace::Local("/srv/x".into()), "/spool/x".into()));
         assert_eq!(replica.public_keys, [PathBuf::from("/keys/a.pub"), "/keys/dir".into()]);
-        assert_eq!((replica.owner.as_str(), replica.group.as_str(), replica.history_days), ("cvmfs", "", 3));
+        assert_eq!((replica.owner.as_str(), replica.group.as_str(), replica.auto_gc.timespan_days), ("cvmfs", "", 3));
         assert!(replica.is_active && !replica.is_pass_through);
         let Transfer { max_requests, timeout, retries, .. } = replica.transfer;
         assert_eq!((max_requests, timeout, retries), (512, Duration::from_secs(7), 2));
@@ -333,7 +412,7 @@ mod tests {
         let replica = replica.unwrap();
         let hosts: Vec<_> = replica.sources.iter().filter_map(Url::host_str).collect();
         assert_eq!(hosts, ["s0", "b", "c"]);
-        assert_eq!((replica.is_active, replica.history_days), (false, 14));
+        assert_eq!((replica.is_active, replica.auto_gc.timespan_days), (false, 14));
         assert_eq!((replica.transfer.max_requests, replica.transfer.bytes_per_second), (4, Some(2 << 20)));
         assert_eq!(format!("{:?}", replica.transfer.proxies), "[[http://squid:3128/]]");
     }
@@ -341,7 +420,7 @@ mod tests {
     #[test]
     fn impossible_configurations_are_refused() {
         for (server, replica) in [
-            ("CVMFS_UPSTREAM_STORAGE=S3,/tmp,bucket@/etc/s3.conf", ""),
+            ("CVMFS_UPSTREAM_STORAGE=gw,/tmp,http://gateway", ""),
             ("", "CVMFS_HTTP_TIMEOUT=soon"),
             ("CVMFS_STRATUM0=ftp://s0/", ""),
             ("", "CVMFS_REPLICA_BANDWIDTH=fast"),

@@ -26,10 +26,12 @@ use tokio::sync::mpsc;
 
 use super::access::Record;
 use super::api;
+use super::bucket;
 use super::bundle;
 use super::cache::CachedObject;
 use super::connection::Shared;
 use super::file::{self, Disk, FileBody, SMALL_FILE_MAX};
+use super::health;
 use super::metrics::{self, Label};
 use super::repositories::MANIFEST;
 use super::respond::{self, Caching, Facts, Representation, Selection};
@@ -67,7 +69,7 @@ pub(super) struct Stream {
 }
 
 impl ResponseBody {
-    fn new(content: Content) -> Self {
+    pub(super) fn new(content: Content) -> Self {
         Self { content, record: None, meter: None }
     }
 
@@ -141,10 +143,20 @@ impl Body for ResponseBody {
 }
 
 impl Stream {
+    /// Waits for the next block; fewer bytes than announced are an error.
+    pub(super) async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        std::future::poll_fn(|context| self.poll_block(context)).await
+    }
+
     fn poll_block(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         let block = std::task::ready!(self.blocks.poll_recv(context));
-        if let (Some(Ok(block)), Some(remaining)) = (&block, &mut self.remaining) {
-            *remaining = remaining.saturating_sub(block.len() as u64);
+        match (&block, &mut self.remaining) {
+            (Some(Ok(block)), Some(remaining)) => *remaining = remaining.saturating_sub(block.len() as u64),
+            (None, Some(remaining)) if *remaining > 0 => {
+                *remaining = 0;
+                return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
+            }
+            _ => {}
         }
         Poll::Ready(block)
     }
@@ -197,7 +209,7 @@ async fn answer_read(
     }
     match target {
         Some(Target::File(resource)) => file_answer(request, resource, shared, now).await,
-        Some(Target::Health) => text("ok", respond::health_head, method, now),
+        Some(Target::Health(repository)) => health::answer(repository.as_deref(), method, shared, now).await,
         Some(Target::Metrics) => match metrics::render(shared).await {
             Ok(page) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
@@ -236,6 +248,21 @@ async fn file_answer(
         return respond_with(request, &resource, facts, now, |start, end| Ok(part_of(&content, start, end)))
             .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, request.method(), now));
     }
+    if let Place::Repository(repository) = &resource.place
+        && let Some(bucket) = shared.repositories.bucket(repository)
+    {
+        return match bucket::answer(request, &resource, &bucket, shared, asked, now).await {
+            Ok(response) => response,
+            Err(failure) if failure.is_not_found() => match instead(request, &resource, shared, asked, now).await {
+                Some(response) => response,
+                None => error(StatusCode::NOT_FOUND, request.method(), now),
+            },
+            Err(failure) => {
+                tracing::error!(path = %request.uri().path(), %failure, "cannot read from a bucket");
+                error(StatusCode::BAD_GATEWAY, request.method(), now)
+            }
+        };
+    }
     if let Ok(response) = try_file_response(request, &resource, shared, asked, now, Disk::CachedOnly) {
         return response;
     }
@@ -269,7 +296,7 @@ async fn instead(
     let name = match &resource.place {
         Place::Info => {
             let document = match resource.path.as_str() {
-                "v1/meta.json" => info::meta_json(),
+                "v1/meta.json" => cvmfs_core::info::meta_template(),
                 _ => info::repositories_json(shared, &shared.states.all(shared).await.ok()?),
             };
             return Some(made(request, resource, &document.into(), now));
@@ -400,7 +427,7 @@ fn respond_as(
 }
 
 /// The bytes of a whole file in memory from `start` up to `end`.
-fn part_of(content: &Bytes, start: u64, end: u64) -> Content {
+pub(super) fn part_of(content: &Bytes, start: u64, end: u64) -> Content {
     let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     Content::Bytes(content.slice(at(start)..at(end)))
 }

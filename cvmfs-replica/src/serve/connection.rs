@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cvmfs_core::schedule;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -54,6 +55,11 @@ impl Shared {
     /// The geographic database, if there is one.
     pub(super) fn geo(&self) -> Option<Arc<Geo>> {
         self.geo.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What became of the jobs of the service.
+    pub(super) fn records(&self) -> Vec<schedule::Record> {
+        self.options.schedule.as_ref().map_or_else(Vec::new, |schedule| schedule.records())
     }
 
     /// Reads the geographic database again, or for the first time.

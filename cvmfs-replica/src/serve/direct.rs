@@ -118,7 +118,7 @@ fn plain_request(parsed: &httparse::Request<'_, '_>, shared: &Shared) -> Option<
         return None;
     }
     let uri = Uri::try_from(path).ok()?;
-    let target = route(uri.path()).filter(|target| matches!(target, Target::File(_) | Target::Health))?;
+    let target = route(uri.path()).filter(|target| matches!(target, Target::File(_) | Target::Health(_)))?;
     let mut request = Request::new(());
     for header in parsed.headers.iter() {
         let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
@@ -197,7 +197,16 @@ async fn send(
                 body.count(sent);
             }
         }
-        Content::Stream(_) => return Err(io::Error::other("a plain request has no stream as answer")),
+        Content::Stream(mut blocks) => {
+            let writable = Writable { stream, stall_timeout };
+            writable.all(head, SendFlags::MORE).await?;
+            while let Some(block) = blocks.next().await {
+                let block = block?;
+                writable.all(&block, SendFlags::empty()).await?;
+                shared.metrics.add_bytes(block.len());
+                body.count(block.len());
+            }
+        }
     }
     Ok(())
 }

@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -70,13 +71,21 @@ pub(super) struct Geo {
 
 struct Database {
     reader: Arc<Reader<Vec<u8>>>,
-    modified: SystemTime,
+    version: Version,
     looked: Instant,
+}
+
+/// What differs if a file was written or exchanged. Two files may be written in one tick of the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    modified: SystemTime,
+    inode: u64,
+    size: u64,
 }
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Database").field("modified", &self.modified).finish_non_exhaustive()
+        f.debug_struct("Database").field("version", &self.version).finish_non_exhaustive()
     }
 }
 
@@ -100,15 +109,15 @@ impl Geo {
 
     /// When the file was written.
     pub(super) fn updated(&self) -> SystemTime {
-        self.database.read().unwrap_or_else(PoisonError::into_inner).modified
+        self.database.read().unwrap_or_else(PoisonError::into_inner).version.modified
     }
 
     /// Loads the file again if it has changed. A file that cannot be used leaves the database as it is.
     pub(super) fn reload(&self) {
-        let modified = std::fs::metadata(&self.file).and_then(|metadata| metadata.modified());
+        let version = version(&self.file);
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         database.looked = Instant::now();
-        if modified.is_ok_and(|modified| modified == database.modified) {
+        if version.is_ok_and(|version| version == database.version) {
             return;
         }
         match load(&self.file) {
@@ -255,10 +264,15 @@ impl Geo {
 }
 
 fn load(file: &Path) -> Result<Database> {
-    let modified = std::fs::metadata(file).and_then(|metadata| metadata.modified()).at(file)?;
+    let version = version(file)?;
     let malformed = |error: maxminddb::MaxMindDbError| Error::malformed(file.display().to_string(), error.to_string());
     let reader = Arc::new(Reader::open_readfile(file).map_err(malformed)?);
-    Ok(Database { reader, modified, looked: Instant::now() })
+    Ok(Database { reader, version, looked: Instant::now() })
+}
+
+fn version(file: &Path) -> Result<Version> {
+    let metadata = std::fs::metadata(file).at(file)?;
+    Ok(Version { modified: metadata.modified().at(file)?, inode: metadata.ino(), size: metadata.len() })
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

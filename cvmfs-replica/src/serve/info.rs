@@ -7,10 +7,7 @@
 //!
 //! Source: `cvmfs/server/cvmfs_server_json.sh`.
 
-use std::path::Path;
-use std::time::SystemTime;
-
-use serde_json::{Map, Value, json};
+use cvmfs_core::info::{Entry, Repositories, system};
 
 use super::connection::Shared;
 use super::state::{RepositoryState, Role};
@@ -20,67 +17,24 @@ pub(super) const REPOSITORIES: &str = "v1/repositories.json";
 
 /// `repositories.json` for these repositories.
 pub(super) fn repositories_json(shared: &Shared, states: &[RepositoryState]) -> String {
-    let mut document = Map::new();
-    document.insert("schema".to_owned(), json!(1));
-    if let Some(modified) = shared.geo().map(|geo| geo.updated()) {
-        document.insert("last_geodb_update".to_owned(), json!(date(modified)));
-    }
-    document.extend(shared.repositories.root().map(system).unwrap_or_default());
-    let (mut publishers, mut replicas) = (Vec::new(), Vec::new());
+    let mut document = Repositories {
+        last_geodb_update: shared.geo().map(|geo| super::unix_seconds(geo.updated())),
+        system: shared.repositories.root().map(system).unwrap_or_default(),
+        ..Repositories::default()
+    };
     for state in states {
-        let url = format!("/cvmfs/{}", state.name);
+        let entry = |name: &str, pass_through| Entry { name: name.to_owned(), alias: state.name.clone(), pass_through };
         match &state.role {
             Role::Replica(source) => {
-                let mut entry = Map::from_iter([("name".to_owned(), json!(source.replica.name.as_str()))]);
-                if source.replica.name != source.replica.alias {
-                    entry.insert("alias".to_owned(), json!(state.name));
-                }
-                if source.replica.is_pass_through {
-                    entry.insert("pass-through".to_owned(), json!(true));
-                }
-                entry.insert("url".to_owned(), json!(url));
-                replicas.push(Value::Object(entry));
+                document.replicas.push(entry(source.replica.name.as_str(), source.replica.is_pass_through));
             }
             // A storage without configuration is a copy of what is published elsewhere.
             Role::Storage => {
                 let name = state.manifest.as_ref().map_or(state.name.as_str(), |manifest| manifest.name.as_str());
-                let mut entry = Map::from_iter([("name".to_owned(), json!(name))]);
-                if name != state.name {
-                    entry.insert("alias".to_owned(), json!(state.name));
-                }
-                entry.insert("url".to_owned(), json!(url));
-                replicas.push(Value::Object(entry));
+                document.replicas.push(entry(name, false));
             }
-            Role::Publisher => publishers.push(json!({ "name": state.name, "url": url })),
+            Role::Publisher => document.repositories.push(entry(&state.name, false)),
         }
     }
-    document.insert("repositories".to_owned(), Value::Array(publishers));
-    document.insert("replicas".to_owned(), Value::Array(replicas));
-    format!("{:#}\n", Value::Object(document))
-}
-
-/// `meta.json` as the reference makes it: to be filled in by the administrator.
-pub(super) fn meta_json() -> String {
-    let document = json!({ "administrator": "", "email": "", "organisation": "", "custom": {} });
-    format!("{document:#}\n")
-}
-
-/// What `etc/os-release` says of the system.
-fn system(root: &Path) -> Map<String, Value> {
-    let text = std::fs::read_to_string(root.join("etc/os-release")).unwrap_or_default();
-    let value = |line: &str| {
-        let (key, value) = line.split_once('=')?;
-        let key = match key {
-            "ID" => "os_id",
-            "VERSION_ID" => "os_version_id",
-            "PRETTY_NAME" => "os_pretty_name",
-            _ => return None,
-        };
-        Some((key.to_owned(), json!(value.trim_matches(['"', '\'']))))
-    };
-    text.lines().filter_map(value).collect()
-}
-
-fn date(time: SystemTime) -> String {
-    super::unix_seconds(time).date_command()
+    document.to_json()
 }

@@ -14,9 +14,11 @@ use cvmfs_core::hash::ContentHash;
 use cvmfs_core::history::History;
 use cvmfs_core::history::Tag;
 use cvmfs_core::manifest::{Manifest, SignedManifest};
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore};
+use cvmfs_core::storage::NamedFile;
 use cvmfs_core::tree::Tree;
 use tokio::sync::oneshot;
+
+use super::repositories::Storage;
 
 /// Threads that open catalogs.
 const THREADS: usize = 2;
@@ -48,8 +50,8 @@ pub(super) struct Librarian {
 pub(super) struct Shelf {
     scratch: PathBuf,
     /// Most recently used first.
-    trees: Vec<(PathBuf, Tree)>,
-    tags: Vec<(PathBuf, ContentHash, Arc<Vec<Tag>>)>,
+    trees: Vec<(Storage, Tree)>,
+    tags: Vec<(Storage, ContentHash, Arc<Vec<Tag>>)>,
 }
 
 impl Librarian {
@@ -103,14 +105,11 @@ fn next(queue: &Mutex<Receiver<Question>>) -> Option<Question> {
 
 impl Shelf {
     /// The tree below a root catalog.
-    pub(super) fn tree(&mut self, storage: &Path, root: ContentHash) -> Result<&mut Tree> {
+    pub(super) fn tree(&mut self, storage: &Storage, root: ContentHash) -> Result<&mut Tree> {
         let place = self.trees.iter().position(|(place, tree)| place == storage && tree.root() == root);
         let entry = match place {
             Some(index) => self.trees.remove(index),
-            None => {
-                let store: Arc<dyn ReadStore> = Arc::new(LocalStore::open(storage)?);
-                (storage.to_owned(), Tree::new(store, root, &self.scratch).with_catalog_limit(CATALOG_MAX))
-            }
+            None => (storage.clone(), Tree::new(storage.open()?, root, &self.scratch).with_catalog_limit(CATALOG_MAX)),
         };
         self.trees.insert(0, entry);
         self.trees.truncate(KEPT);
@@ -118,20 +117,19 @@ impl Shelf {
     }
 
     /// The tags of a revision, the newest first.
-    pub(super) fn tags(&mut self, storage: &Path, manifest: &Manifest) -> Result<Arc<Vec<Tag>>> {
+    pub(super) fn tags(&mut self, storage: &Storage, manifest: &Manifest) -> Result<Arc<Vec<Tag>>> {
         let Some(history) = manifest.history else { return Ok(Arc::default()) };
         if let Some((_, _, tags)) = self.tags.iter().find(|(place, hash, _)| place == storage && *hash == history) {
             return Ok(Arc::clone(tags));
         }
-        let store = LocalStore::open(storage)?;
-        let tags = Arc::new(History::fetch(&store, history, &self.scratch)?.tags()?);
-        self.tags.insert(0, (storage.to_owned(), history, Arc::clone(&tags)));
+        let tags = Arc::new(History::fetch(&*storage.open()?, history, &self.scratch)?.tags()?);
+        self.tags.insert(0, (storage.clone(), history, Arc::clone(&tags)));
         self.tags.truncate(KEPT);
         Ok(tags)
     }
 }
 
 /// Reads the manifest of a storage; its signature is not checked here.
-pub(super) fn read_manifest(storage: &Path) -> Result<SignedManifest> {
-    SignedManifest::parse(&LocalStore::open(storage)?.read(&NamedFile::Manifest.into())?)
+pub(super) fn read_manifest(storage: &Storage) -> Result<SignedManifest> {
+    SignedManifest::parse(&storage.open()?.read(&NamedFile::Manifest.into())?)
 }

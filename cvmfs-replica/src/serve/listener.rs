@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -63,17 +62,6 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
     }
     let open = |&address| bind(address, addresses).map_err(|error| explain(address, &error));
     addresses.iter().map(open).collect()
-}
-
-/// Allows this process as many open files as the system lets it have, and returns that number.
-///
-/// Sessions start with a limit of 1024 for programs that cannot deal with more. A server can, and needs a
-/// descriptor for every connection. It is the program's decision, so [`super::serve`] does not call this.
-pub fn raise_open_file_limit() -> u64 {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let granted = if raised.is_ok() { maximum } else { current };
-    granted.unwrap_or(u64::MAX)
 }
 
 fn bind(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {

@@ -3,13 +3,14 @@
 //! Counting is an addition in memory that all threads share. What is known of repositories is looked up when somebody
 //! asks ([`super::state`]).
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::Result;
+use cvmfs_core::exposition::Exposition;
+use cvmfs_core::schedule::Record;
 use hyper::StatusCode;
 
 use super::connection::Shared;
@@ -76,7 +77,7 @@ impl Label {
             Some(Target::Page(Page::Download(_))) => "download",
             Some(Target::Page(_)) => "page",
             Some(Target::Metrics) => "metrics",
-            Some(Target::Health) => "health",
+            Some(Target::Health(_)) => "health",
             None => "none",
         };
         Self(KINDS.iter().position(|kind| *kind == name).unwrap_or(KINDS.len() - 1))
@@ -170,13 +171,14 @@ pub(super) async fn render(shared: &Arc<Shared>) -> Result<String> {
         page.sample(&[], as_float(value.load(Ordering::Relaxed)));
     }
     repositories(&mut page, shared, &states, super::unix_now());
-    Ok(page.0)
+    jobs(&mut page, &shared.records());
+    Ok(page.into_text())
 }
 
 /// A column of the table of repositories.
 type Column = (&'static str, &'static str, fn(&RepositoryState, UnixSeconds) -> Option<f64>);
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 14] = [
     ("revision", "The newest revision that is served.", |state, _| Some(as_float(state.manifest.as_ref()?.revision))),
     ("published_timestamp_seconds", "When that was published.", |state, _| {
         Some(seconds(state.manifest.as_ref()?.timestamp?))
@@ -190,6 +192,10 @@ const COLUMNS: [Column; 11] = [
     }),
     ("last_snapshot_timestamp_seconds", "When a snapshot ended well.", |state, _| Some(seconds(state.last_snapshot?))),
     ("last_gc_timestamp_seconds", "When garbage was collected.", |state, _| Some(seconds(state.last_gc?))),
+    ("last_check_timestamp_seconds", "When it was checked.", |state, _| Some(seconds(state.last_check?))),
+    ("check_failed", "Whether the last check found something wrong.", |state, _| {
+        Some(f64::from(u8::from(state.check_status.as_ref()? == "failed")))
+    }),
     ("snapshot_running", "Whether a snapshot is running.", |state, _| match state.role {
         Role::Replica(_) => Some(f64::from(u8::from(state.is_snapshotting))),
         Role::Publisher | Role::Storage => None,
@@ -197,6 +203,9 @@ const COLUMNS: [Column; 11] = [
     ("snapshot_failures", "Snapshots that failed since the last one that ended well.", |state, _| match state.role {
         Role::Replica(_) => Some(as_float(state.failures() as u64)),
         Role::Publisher | Role::Storage => None,
+    }),
+    ("whitelist_expiry_timestamp_seconds", "When clients refuse the whitelist.", |state, _| {
+        Some(seconds(state.whitelist_expires?))
     }),
     ("whitelist_days_left", "Days until clients refuse the whitelist.", |state, now| state.whitelist_days(now)),
     ("trusted", "Whether manifest and whitelist are rightly signed.", |state, _| match state.trust {
@@ -227,20 +236,42 @@ fn repositories(page: &mut Exposition, shared: &Shared, states: &[RepositoryStat
     }
 }
 
-#[derive(Debug, Default)]
-struct Exposition(String, String);
+/// A family of metrics about jobs, each with its samples.
+type JobFamily = (&'static str, &'static str, &'static str, fn(&Record) -> Option<f64>);
 
-impl Exposition {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        name.clone_into(&mut self.1);
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+const JOB_FAMILIES: [JobFamily; 7] = [
+    ("running", "gauge", "Whether the job is running.", |record| {
+        Some(f64::from(u8::from(record.running_since.is_some())))
+    }),
+    ("last_end_timestamp_seconds", "gauge", "When a run ended.", |record| record.last_end.map(seconds)),
+    ("last_success_timestamp_seconds", "gauge", "When a run ended well.", |record| record.last_success.map(seconds)),
+    ("last_duration_seconds", "gauge", "How long the last run took.", |record| record.last_end.map(|_| record.seconds)),
+    ("failures_in_a_row", "gauge", "Runs that failed since the last one that ended well.", |record| {
+        Some(as_float(record.failures_in_a_row))
+    }),
+    ("objects_total", "counter", "Objects that were fetched, removed or looked at.", |record| {
+        Some(as_float(record.done.objects))
+    }),
+    ("bytes_total", "counter", "Bytes of those; of checks, those that were read.", |record| {
+        Some(as_float(record.done.bytes))
+    }),
+];
+
+fn jobs(page: &mut Exposition, records: &[Record]) {
+    page.family("cvmfs_job_runs_total", "counter", "Runs of jobs since the server started.");
+    for record in records {
+        for (result, runs) in [("succeeded", record.successes), ("failed", record.failures)] {
+            let labels = [("repository", record.name.as_str()), ("job", record.kind.name()), ("result", result)];
+            page.sample(&labels, as_float(runs));
+        }
     }
-
-    fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
-        // Labels are names of repositories and words of ours, so there is nothing to escape.
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.0, "{}{labels} {value}", self.1);
+    for (name, kind, help, value) in JOB_FAMILIES {
+        page.family(&format!("cvmfs_job_{name}"), kind, help);
+        for record in records {
+            if let Some(value) = value(record) {
+                page.sample(&[("repository", record.name.as_str()), ("job", record.kind.name())], value);
+            }
+        }
     }
 }
 

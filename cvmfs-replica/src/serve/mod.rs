@@ -3,13 +3,14 @@
 //! ```text
 //! listener ─► connection ─┬─► direct ─┬─► answer ─┬─► route      path → what it names, if anything
 //!  accepts     one client │   plain   │           ├─► file       what it names → an open file
-//!                         └─► hyper ──┘           ├─► respond    file and conditions → head, range
-//!                           the rest              ├─► api, geo   functions
+//!                         └─► hyper ──┘           ├─► bucket     what it names → a stream from S3
+//!                           the rest              ├─► respond    file and conditions → head, range
+//!                                                 ├─► api, geo   functions
 //!                                                 ├─► pull       what a replica lacks, from its source
 //!                                                 └─► pages, metrics, info ─► state, librarian
 //! ```
 //!
-//! A repository is served as it lies in its storage directory, and only those files of it that are meant for
+//! A repository is served as it lies in its storage directory or bucket, and only those files of it that are meant for
 //! the world; a request for anything else is 404 before a file is touched. Bodies are the stored bytes, never
 //! encoded another way. HTTP/1.1 only, because that is what the client speaks.
 //!
@@ -27,7 +28,7 @@
 //! | `/cvmfs/<name>/api/v1.0/geo/…` | order of servers by distance | 1 hour, refusals 300 s |
 //! | `/cvmfs/<name>/api/v1.0/bundle` | `application/x-cvmfs-bundle` | not at all |
 //! | `/api/v1/notifications/{publish,subscribe}` | JSON, a stream of events | not at all |
-//! | `/metrics`, `/healthz` | text | not at all |
+//! | `/metrics`, `/healthz`, `/healthz/<name>` | text | not at all |
 //! | `/`, `/browse/…`, `/download/…` | pages for people | 10 s, 61 s |
 //! | everything else | 404 | 10 s |
 //!
@@ -36,12 +37,14 @@
 mod access;
 mod answer;
 mod api;
+mod bucket;
 mod bundle;
 mod cache;
 mod connection;
 mod direct;
 mod file;
 mod geo;
+mod health;
 mod info;
 mod librarian;
 mod listener;
@@ -54,6 +57,7 @@ mod respond;
 mod route;
 mod state;
 mod tls;
+mod watch;
 mod workers;
 
 use std::path::PathBuf;
@@ -62,10 +66,11 @@ use std::time::{Duration, SystemTime};
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, Result};
-use tokio::sync::{Notify, Semaphore, watch};
+use cvmfs_core::schedule::Schedule;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
-pub use listener::{Listener, listen, raise_open_file_limit};
+pub use listener::{Listener, listen};
 pub use notices::Notices;
 pub use repositories::Repositories;
 pub use tls::TlsFiles;
@@ -85,7 +90,7 @@ use workers::Workers;
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Connections served at the same time, over all addresses; more wait until one ends. At least 1. The process
-    /// must be allowed two open files for each, see [`raise_open_file_limit`].
+    /// must be allowed two open files for each, see [`cvmfs_core::cli::raise_open_file_limit`].
     pub max_connections: usize,
     /// Within this time a connection must bring a complete request head, counted from its beginning or from the
     /// end of the response before. It bounds slow senders and unused connections alike.
@@ -107,6 +112,8 @@ pub struct ServeOptions {
     pub max_bundles: usize,
     /// Takes notices of new revisions, and tells of them; `None` for neither.
     pub notices: Option<Arc<Notices>>,
+    /// Jobs whose results are told to monitors.
+    pub schedule: Option<Arc<Schedule>>,
     /// Whether there are pages for people: the overview, and the browser of trees.
     pub pages: bool,
     /// Where catalogs are inflated for pages; a directory there is made, and removed at the end.
@@ -136,6 +143,7 @@ impl Default for ServeOptions {
             object_cache_size: 128 << 20,
             max_bundles: 64,
             notices: None,
+            schedule: None,
             pages: true,
             scratch: std::env::temp_dir(),
             geo_database: None,
@@ -186,7 +194,7 @@ pub async fn serve(
     if listeners.is_empty() {
         return Err(Error::invalid("server", "no address to listen on"));
     }
-    let (stop, stopping) = watch::channel(false);
+    let (stop, stopping) = tokio::sync::watch::channel(false);
     let slots = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let shared = Arc::new(prepare(repositories, options)?);
     let workers = Arc::new(Workers::start(shared.options.threads)?);
@@ -198,6 +206,7 @@ pub async fn serve(
     tokio::select! {
         () = shutdown => {}
         () = reload_when_told(&shared) => {}
+        () = watch::keep_looking(&shared) => {}
     }
     stop.send_replace(true);
     if let Some(notices) = &shared.options.notices {

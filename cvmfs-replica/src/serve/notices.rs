@@ -5,13 +5,18 @@
 //! | `POST /api/v1/notifications/publish` | a notice, see [`cvmfs_core::notice`]: the signed manifest of a repository |
 //! | `GET /api/v1/notifications/subscribe` | `{"version":1,"repository":"<name>"}`, answered with a stream of events |
 //!
+//! Who publishes here need not send one: the manifest of a repository that somebody listens to is looked at every second
+//! ([`super::watch`]), so everybody is told, whoever made the revision.
+//!
 //! Anybody may send a notice, for the manifest's signature must verify with the keys that this server has for the
 //! repository. A replica is then brought to the new revision, and subscribers are told when it is there.
 //!
 //! Source: `gateway/internal/gateway/frontend/notifications.go`.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -20,8 +25,9 @@ use cvmfs_core::error::{Error, Result};
 use cvmfs_core::manifest::SignedManifest;
 use cvmfs_core::notice;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::server::{ServerRoot, load_master_keys};
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _};
+use cvmfs_core::schedule::{Kind, Schedule};
+use cvmfs_core::server::{RepositoryConfig, ServerRoot, load_master_keys};
+use cvmfs_core::storage::{NamedFile, ReadStore, StoragePlace};
 use cvmfs_core::trust::keys::PublicKey;
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 use hyper::body::Incoming;
@@ -32,10 +38,10 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use super::answer::{ResponseBody, error, text};
 use super::bundle::read_body;
 use super::connection::Shared;
+use super::repositories::Storage;
 use super::respond::{self, Caching};
 use super::unix_seconds;
 use crate::replica::Replica;
-use crate::schedule::Schedule;
 use crate::snapshot::source::stored_certificate;
 
 /// Longest notice, and longest subscription, in bytes.
@@ -54,6 +60,57 @@ pub struct Notices {
     news: broadcast::Sender<(RepositoryName, Arc<str>)>,
     subscribers: Arc<Semaphore>,
     ended: watch::Sender<bool>,
+    watched: Mutex<BTreeMap<RepositoryName, Watched>>,
+}
+
+/// A repository that somebody listens to.
+#[derive(Debug)]
+struct Watched {
+    listeners: usize,
+    /// `None` if it is not served here.
+    storage: Option<Storage>,
+    /// What the manifest was when it was looked at.
+    seen: Option<Sight>,
+    /// What was told last, so that nobody is told twice.
+    told: Option<Vec<u8>>,
+}
+
+/// What changes when a manifest is replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Sight {
+    /// Of a file: its number, size, and time in nanoseconds.
+    File(u64, u64, i64, i64),
+    /// In a bucket: all of it.
+    Content(Vec<u8>),
+}
+
+/// Looks at the manifest of a storage; waits for the disk or the bucket.
+fn look(storage: &Storage) -> Option<Sight> {
+    match storage {
+        Storage::Directory(directory) => {
+            let metadata = std::fs::metadata(directory.join(NamedFile::Manifest.name())).ok()?;
+            Some(Sight::File(metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()))
+        }
+        Storage::Bucket(bucket) => bucket.store().read(&NamedFile::Manifest.into()).ok().map(Sight::Content),
+    }
+}
+
+/// Has the manifest of a repository watched while it lives.
+struct Listening {
+    notices: Arc<Notices>,
+    name: RepositoryName,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut watched = self.notices.watched();
+        if let Some(entry) = watched.get_mut(&self.name) {
+            entry.listeners -= 1;
+            if entry.listeners == 0 {
+                watched.remove(&self.name);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Notices {
@@ -71,6 +128,7 @@ impl Notices {
             news: broadcast::Sender::new(BACKLOG),
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             ended: watch::Sender::new(false),
+            watched: Mutex::default(),
         }
     }
 
@@ -85,9 +143,57 @@ impl Notices {
     /// `InvalidInput` if the message cannot be worded.
     pub fn announce(&self, name: &RepositoryName, manifest: &[u8], now: UnixSeconds) -> Result<()> {
         let message: Arc<str> = notice::message(name, manifest, now)?.into();
+        if let Some(watched) = self.watched().get_mut(name) {
+            watched.told = Some(manifest.to_owned());
+        }
         // Without listeners nobody is told.
         drop(self.news.send((name.clone(), message)));
         Ok(())
+    }
+
+    /// Whether somebody listens.
+    pub(super) fn is_watching(&self) -> bool {
+        !self.watched().is_empty()
+    }
+
+    /// Tells of manifests that were replaced since they were looked at; waits for disks, and for buckets if these are asked.
+    pub(super) fn look_at_manifests(&self, with_buckets: bool, now: UnixSeconds) {
+        let watched = |(name, watched): (&RepositoryName, &Watched)| Some((name.clone(), watched.storage.clone()?));
+        let watched: Vec<(RepositoryName, Storage)> = self.watched().iter().filter_map(watched).collect();
+        for (name, storage) in watched {
+            let is_asked = with_buckets || matches!(storage, Storage::Directory(_));
+            let Some(seen) = is_asked.then(|| look(&storage)).flatten() else { continue };
+            let told = match self.watched().get_mut(&name) {
+                Some(watched) if watched.seen.as_ref() != Some(&seen) => {
+                    watched.seen = Some(seen);
+                    watched.told.clone()
+                }
+                _ => continue,
+            };
+            let manifest = match storage.open().and_then(|store| store.read(&NamedFile::Manifest.into())) {
+                Ok(manifest) if told.as_ref() != Some(&manifest) && SignedManifest::parse(&manifest).is_ok() => {
+                    manifest
+                }
+                _ => continue,
+            };
+            if let Err(error) = self.announce(&name, &manifest, now) {
+                tracing::warn!(%name, %error, "cannot tell of a new revision");
+            }
+        }
+    }
+
+    /// Has a manifest watched from now on; waits for the disk or the bucket.
+    fn listen(self: &Arc<Self>, name: &RepositoryName, storage: Option<Storage>) -> Listening {
+        let seen = storage.as_ref().and_then(look);
+        let mut watched = self.watched();
+        let new = || Watched { listeners: 0, storage, seen, told: None };
+        watched.entry(name.clone()).or_insert_with(new).listeners += 1;
+        Listening { notices: Arc::clone(self), name: name.clone() }
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<RepositoryName, Watched>> {
+        // Every change leaves the map whole.
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends all streams.
@@ -99,21 +205,25 @@ impl Notices {
     fn take(&self, message: &[u8], now: UnixSeconds) -> Result<()> {
         let (name, manifest) = notice::parse(message)?;
         let signed = SignedManifest::parse(&manifest)?;
-        let replica = Replica::all(&self.root)?.into_iter().find(|replica| replica.name == name);
+        let replica = Replica::all_readable(&self.root)?.into_iter().find(|replica| replica.name == name);
         let Some(replica) = replica else {
             let not_here = |_| Error::not_found(format!("repository {name}"));
-            let storage = LocalStore::open(self.root.storage_dir(&name)).map_err(not_here)?;
-            verify(&signed, &name, &storage, &load_master_keys(&self.root, &name)?, now)?;
+            let place = match RepositoryConfig::load(&self.root, &name) {
+                Ok(config) => config.storage,
+                Err(_) => StoragePlace::Local(self.root.storage_dir(&name)),
+            };
+            let storage = place.open().map_err(not_here)?;
+            verify(&signed, &name, &*storage, &load_master_keys(&self.root, &name)?, now)?;
             return self.announce(&name, &manifest, now);
         };
-        let storage = LocalStore::open(&replica.storage)?;
-        verify(&signed, &name, &storage, &replica.master_keys()?, now)?;
+        let storage = replica.storage.open()?;
+        verify(&signed, &name, &*storage, &replica.master_keys()?, now)?;
         let ours = storage.read(&NamedFile::Manifest.into())?;
         if SignedManifest::parse(&ours)?.unverified().revision >= signed.unverified().revision {
             return Ok(());
         }
         match self.schedule.get() {
-            Some(schedule) if schedule.request(&replica.alias) => Ok(()),
+            Some(schedule) if schedule.request(&replica.alias, Kind::Snapshot) => Ok(()),
             // Somebody else makes the snapshots.
             _ => self.announce(&name, &manifest, now),
         }
@@ -124,7 +234,7 @@ impl Notices {
 fn verify(
     manifest: &SignedManifest,
     name: &RepositoryName,
-    storage: &LocalStore,
+    storage: &dyn ReadStore,
     keys: &[PublicKey],
     now: UnixSeconds,
 ) -> Result<()> {
@@ -158,7 +268,7 @@ pub(super) async fn answer(
         Err(_timeout) => return error(StatusCode::REQUEST_TIMEOUT, &method, now),
     };
     if wanted == Method::GET {
-        return subscribe(&notices, &body, now);
+        return subscribe(&notices, &body, shared, now).await;
     }
     let taken = tokio::task::spawn_blocking(move || notices.take(&body, unix_seconds(now))).await;
     let (status, reason) = match taken {
@@ -189,7 +299,12 @@ fn status_of(error: &Error) -> StatusCode {
 }
 
 /// Begins a stream of events.
-fn subscribe(notices: &Notices, body: &[u8], now: SystemTime) -> Response<ResponseBody> {
+async fn subscribe(
+    notices: &Arc<Notices>,
+    body: &[u8],
+    shared: &Arc<Shared>,
+    now: SystemTime,
+) -> Response<ResponseBody> {
     let wanted: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let name = wanted.as_ref().and_then(|wanted| wanted["repository"].as_str()?.parse::<RepositoryName>().ok());
     let Some(name) = name else { return error(StatusCode::BAD_REQUEST, &Method::GET, now) };
@@ -197,9 +312,14 @@ fn subscribe(notices: &Notices, body: &[u8], now: SystemTime) -> Response<Respon
         return error(StatusCode::SERVICE_UNAVAILABLE, &Method::GET, now);
     };
     let (mut news, mut ended) = (notices.news.subscribe(), notices.ended.subscribe());
+    let (watching, about) = (Arc::clone(notices), name.clone());
+    let storage = shared.states.storage_of(&about, shared);
+    let Ok(listening) = tokio::task::spawn_blocking(move || watching.listen(&about, storage)).await else {
+        return error(StatusCode::INTERNAL_SERVER_ERROR, &Method::GET, now);
+    };
     let (sender, blocks) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
-        let _permit = permit;
+        let (_permit, _listening) = (permit, listening);
         loop {
             let event = tokio::select! {
                 event = tokio::time::timeout(SILENCE_MAX, news.recv()) => event,

@@ -171,14 +171,15 @@ async fn fly(shared: Arc<Shared>, wanted: Wanted, source: Arc<Source>, land: wat
 
 /// Fetches an object from the source, verified, and stores it; returns its stored size.
 fn fetch_object(source: &Source, id: ObjectId) -> Result<u64> {
-    let store: LocalStore = match id.kind {
-        ObjectKind::Catalog => LocalStore::create(waiting_catalogs(source))?,
-        _ => LocalStore::create(&source.replica.storage)?,
+    let directory = match id.kind {
+        ObjectKind::Catalog => &waiting_catalogs(source),
+        _ => source.replica.storage.directory()?,
     };
+    let store = LocalStore::create(directory)?;
     // This hands out no byte before all of them are verified.
     let mut content = source.store()?.open(&Key::Object(id))?;
     let mut staged = store.stage()?;
-    let size = std::io::copy(&mut content, &mut staged).at(&source.replica.storage)?;
+    let size = std::io::copy(&mut content, &mut staged).at(directory)?;
     staged.finish(&id)?;
     Ok(size)
 }

@@ -9,8 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore, S3Config, S3Store, StoragePlace};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use super::bucket::Bucket;
 use super::file::{Disk, open_directory};
 use super::route::{Place, is_repository_name};
 
@@ -37,7 +39,7 @@ pub struct Repositories {
     tree: Option<PathBuf>,
     root: Option<PathBuf>,
     named: BTreeMap<String, PathBuf>,
-    /// Storages that configuration files of the root name, at other places than in the tree.
+    /// Storages that configuration files of the root name, at other places than in the tree, or in buckets.
     configured: Arc<RwLock<BTreeMap<String, Configured>>>,
     opened: Arc<RwLock<HashMap<String, Opened>>>,
 }
@@ -45,9 +47,40 @@ pub struct Repositories {
 /// A storage that a configuration file names.
 #[derive(Debug, Clone)]
 pub(super) struct Configured {
-    pub(super) storage: PathBuf,
+    pub(super) storage: Storage,
     /// Whether it is served only once it has a revision.
     pub(super) needs_manifest: bool,
+}
+
+/// Where the files of a repository are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Storage {
+    Directory(PathBuf),
+    Bucket(Arc<Bucket>),
+}
+
+impl Storage {
+    /// Opens it, for whoever can wait.
+    pub(super) fn open(&self) -> Result<Arc<dyn ReadStore>> {
+        match self {
+            Self::Directory(directory) => Ok(Arc::new(LocalStore::open(directory)?)),
+            Self::Bucket(bucket) => Ok(bucket.store()),
+        }
+    }
+}
+
+impl TryFrom<&StoragePlace> for Storage {
+    type Error = Error;
+
+    fn try_from(place: &StoragePlace) -> Result<Self> {
+        match place {
+            StoragePlace::Local(directory) => Ok(Self::Directory(directory.clone())),
+            StoragePlace::S3 { config, alias, temporary } => {
+                let store = S3Store::open(S3Config::load(config, alias, temporary)?)?;
+                Ok(Self::Bucket(Arc::new(Bucket::new(place.clone(), store))))
+            }
+        }
+    }
 }
 
 /// A storage directory that was found at some time.
@@ -141,10 +174,25 @@ impl Repositories {
     }
 
     /// Where the storage of a repository is, whether it exists or not.
-    pub(super) fn directory(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn storage(&self, name: &str) -> Option<Storage> {
         let configured = || self.configured().get(name).map(|configured| configured.storage.clone());
-        let given = self.named.get(name).cloned().or_else(configured);
-        given.or_else(|| Some(self.tree.as_ref()?.join(name)))
+        let given = self.named.get(name).cloned().map(Storage::Directory).or_else(configured);
+        given.or_else(|| Some(Storage::Directory(self.tree.as_ref()?.join(name))))
+    }
+
+    /// The bucket of a repository that is not in a directory.
+    pub(super) fn bucket(&self, name: &str) -> Option<Arc<Bucket>> {
+        match &self.configured().get(name)?.storage {
+            Storage::Bucket(bucket) if !self.named.contains_key(name) => Some(Arc::clone(bucket)),
+            Storage::Bucket(_) | Storage::Directory(_) => None,
+        }
+    }
+
+    fn directory(&self, name: &str) -> Option<PathBuf> {
+        match self.storage(name)? {
+            Storage::Directory(directory) => Some(directory),
+            Storage::Bucket(_) => None,
+        }
     }
 
     /// Takes the places of storages from configuration files.
@@ -160,7 +208,11 @@ impl Repositories {
         self.tree.as_deref().ok_or(io::ErrorKind::NotFound.into())
     }
 
+    /// A bucket that cannot be asked is one that is served.
     fn is_served(&self, name: &str) -> bool {
+        if let Some(bucket) = self.bucket(name) {
+            return !matches!(bucket.store().size(&NamedFile::Manifest.into()), Ok(None));
+        }
         self.open(&Place::Repository(name.to_owned()), Disk::Wait, Instant::now()).is_ok()
     }
 }

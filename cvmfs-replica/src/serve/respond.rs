@@ -193,8 +193,8 @@ pub(super) fn bad_request_head(length: u64, now: SystemTime) -> Response<()> {
 }
 
 /// The head of the answer to a health check, which no cache may give.
-pub(super) fn health_head(length: u64, now: SystemTime) -> Response<()> {
-    let mut head = text_head(StatusCode::OK, length, now);
+pub(super) fn health_head(status: StatusCode, length: u64, now: SystemTime) -> Response<()> {
+    let mut head = text_head(status, length, now);
     head.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     head
 }

@@ -33,8 +33,8 @@ const INFO_FILES: [&str; 2] = ["v1/repositories.json", "v1/meta.json"];
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Whether the server is up.
-    Health,
+    /// Whether the server is up, and its repositories are well, or this one.
+    Health(Option<String>),
     /// Counters for monitoring.
     Metrics,
     /// A function of the server; see [`super::api`].
@@ -120,8 +120,11 @@ pub(super) enum Kind {
 
 /// Finds what `path` names; `None` if it cannot name anything.
 pub(super) fn route(path: &str) -> Option<Target> {
-    if path == "/healthz" {
-        return Some(Target::Health);
+    if let Some(rest) = path.strip_prefix("/healthz") {
+        return match rest.strip_prefix('/') {
+            None => rest.is_empty().then_some(Target::Health(None)),
+            Some(name) => is_repository_name(name).then(|| Target::Health(Some(name.to_owned()))),
+        };
     }
     if path == "/metrics" {
         return Some(Target::Metrics);
@@ -279,7 +282,8 @@ mod tests {
         assert_eq!(kind("/cvmfs/a.example.org/stats/plots/size.png"), Some(Kind::Statistics));
         assert_eq!(kind("/cvmfs/info/v1/repositories.json"), Some(Kind::Info));
         assert_eq!(kind("/cvmfs/info/v1/meta.json"), Some(Kind::Info));
-        assert_eq!(route("/healthz"), Some(Target::Health));
+        assert_eq!(route("/healthz"), Some(Target::Health(None)));
+        assert_eq!(route("/healthz/a.example.org"), Some(Target::Health(Some("a.example.org".to_owned()))));
     }
 
     #[test]

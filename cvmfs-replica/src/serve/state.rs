@@ -23,13 +23,14 @@ use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::repository::Repository;
 use cvmfs_core::server::{RepositoryConfig, ServerRoot, load_master_keys};
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore};
+use cvmfs_core::status;
+use cvmfs_core::storage::{NamedFile, ReadStore as _, StoragePlace};
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 use serde_json::{Map, Value};
 
 use super::connection::Shared;
 use super::librarian::Shelf;
-use super::repositories::{Configured, Repositories};
+use super::repositories::{Configured, Repositories, Storage};
 use super::seconds_between;
 use crate::replica::Replica;
 
@@ -85,13 +86,14 @@ pub(super) struct RepositoryState {
     /// Its name in addresses.
     pub(super) name: String,
     pub(super) role: Role,
-    pub(super) storage: PathBuf,
+    pub(super) storage: Storage,
     /// `None` before the first revision.
     pub(super) manifest: Option<Manifest>,
     pub(super) whitelist_expires: Option<UnixSeconds>,
     pub(super) trust: Trust,
     pub(super) last_snapshot: Option<UnixSeconds>,
     pub(super) last_gc: Option<UnixSeconds>,
+    pub(super) last_check: Option<UnixSeconds>,
     /// `failed` after a check that found something.
     pub(super) check_status: Option<String>,
     pub(super) is_snapshotting: bool,
@@ -160,7 +162,7 @@ pub(super) struct States {
     configuration: RwLock<Arc<Configuration>>,
     latest: tokio::sync::Mutex<Option<(Instant, Arc<Vec<RepositoryState>>)>>,
     /// By storage; with the root catalog that it was made for.
-    pasts: Mutex<HashMap<PathBuf, (ContentHash, Past)>>,
+    pasts: Mutex<HashMap<Storage, (ContentHash, Past)>>,
 }
 
 /// How far a replica is behind its source.
@@ -234,15 +236,20 @@ impl Configuration {
 
     /// Where storages are, by name.
     fn storages(&self) -> BTreeMap<String, Configured> {
-        let publishers = self
-            .publishers
-            .iter()
-            .map(|(name, config)| (name.clone(), Configured { storage: config.storage.clone(), needs_manifest: true }));
+        let publishers = self.publishers.iter().map(|(name, config)| (name, &config.storage, true));
         let replicas = self.replicas.iter().map(|(name, source)| {
             let replica = &source.replica;
-            (name.clone(), Configured { storage: replica.storage.clone(), needs_manifest: !replica.pull_through })
+            (name, &replica.storage, !replica.pull_through)
         });
-        publishers.chain(replicas).collect()
+        let configured = |(name, place, needs_manifest): (&String, &StoragePlace, bool)| match Storage::try_from(place)
+        {
+            Ok(storage) => Some((name.clone(), Configured { storage, needs_manifest })),
+            Err(error) => {
+                tracing::warn!(%name, %error, "cannot serve a repository from its bucket");
+                None
+            }
+        };
+        publishers.chain(replicas).filter_map(configured).collect()
     }
 }
 
@@ -297,6 +304,9 @@ impl States {
         let mut configuration = repositories.root().map(Configuration::load).unwrap_or_default();
         for source in configuration.replicas.values_mut().filter_map(Arc::get_mut) {
             source.replica.pull_through |= pull_through || source.replica.is_pass_through;
+            if source.replica.storage.directory().is_err() && std::mem::take(&mut source.replica.pull_through) {
+                tracing::warn!(name = %source.replica.alias, "what a replica in a bucket lacks is not fetched for clients");
+            }
         }
         repositories.configure(configuration.storages());
         *self.configuration.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(configuration);
@@ -314,6 +324,13 @@ impl States {
     pub(super) fn source_to_pull_from(&self, name: &str) -> Option<Arc<Source>> {
         let configuration = self.configuration();
         configuration.replicas.get(name).filter(|source| source.replica.pull_through).map(Arc::clone)
+    }
+
+    /// The storage of a repository: that of the replica of it, or the one that is served under its name.
+    pub(super) fn storage_of(&self, repository: &RepositoryName, shared: &Shared) -> Option<Storage> {
+        let configuration = self.configuration();
+        let replica = configuration.replicas.values().find(|source| source.replica.name == *repository);
+        shared.repositories.storage(replica.map_or(repository, |source| &source.replica.alias).as_str())
     }
 
     /// Looks at all repositories that are served or configured, sorted by name.
@@ -406,20 +423,21 @@ fn collect(shared: &Shared, configuration: &Configuration) -> Result<Vec<Reposit
             None if configuration.publishers.contains_key(&name) => Role::Publisher,
             None => Role::Storage,
         };
-        let storage = shared.repositories.directory(&name).unwrap_or_default();
+        let storage = shared.repositories.storage(&name).unwrap_or(Storage::Directory(PathBuf::new()));
         observe(name, role, storage, shared)
     };
     Ok(names.into_iter().map(state).collect())
 }
 
 /// Reads the small files of a storage; what is missing or damaged is simply not known.
-fn observe(name: String, role: Role, storage: PathBuf, shared: &Shared) -> RepositoryState {
-    let read = |file: NamedFile| std::fs::read(storage.join(file.name())).ok();
+fn observe(name: String, role: Role, storage: Storage, shared: &Shared) -> RepositoryState {
+    let store = storage.open().ok();
+    let read = |file: NamedFile| store.as_ref()?.read(&file.into()).ok();
     let manifest = read(NamedFile::Manifest).and_then(|bytes| SignedManifest::parse(&bytes).ok());
     let whitelist = read(NamedFile::Whitelist).and_then(|bytes| SignedWhitelist::parse(&bytes).ok());
-    let status: Map<String, Value> =
+    let values: Map<String, Value> =
         read(NamedFile::Status).and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let value = |key: &str| status.get(key).and_then(Value::as_str);
+    let value = |key: &str| values.get(key).and_then(Value::as_str);
     let last_snapshot = read(NamedFile::LastSnapshot).and_then(|bytes| String::from_utf8(bytes).ok());
     let date = |text: &str| UnixSeconds::parse_date_command(text.trim());
     let runs = match &role {
@@ -433,9 +451,10 @@ fn observe(name: String, role: Role, storage: PathBuf, shared: &Shared) -> Repos
         whitelist_expires: whitelist.map(|whitelist| whitelist.unverified().expires),
         trust: Trust::NotChecked,
         last_snapshot: value("last_snapshot").or(last_snapshot.as_deref()).and_then(date),
-        last_gc: value("last_gc").and_then(date),
-        check_status: value("check_status").map(str::to_owned),
-        is_snapshotting: storage.join(NamedFile::IsSnapshotting.name()).exists(),
+        last_gc: value(status::LAST_GC).and_then(date),
+        last_check: value(status::LAST_CHECK).and_then(date),
+        check_status: value(status::CHECK_STATUS).map(str::to_owned),
+        is_snapshotting: read(NamedFile::IsSnapshotting).is_some(),
         runs,
         storage,
     };
@@ -459,8 +478,10 @@ fn trust(state: &RepositoryState, shared: &Shared) -> Trust {
         Role::Replica(source) => source.replica.name.clone(),
         Role::Publisher | Role::Storage => manifest.name.clone(),
     };
-    let opened = LocalStore::open(&state.storage)
-        .and_then(|store| Repository::open(Arc::new(store), &name, &keys, super::unix_now(), &std::env::temp_dir()));
+    let opened = state
+        .storage
+        .open()
+        .and_then(|store| Repository::open(store, &name, &keys, super::unix_now(), &std::env::temp_dir()));
     opened.map_or_else(|error| Trust::Broken(error.to_string()), |_| Trust::Verified)
 }
 
@@ -481,7 +502,7 @@ fn runs(spool: &Path) -> Vec<Run> {
     text.lines().skip(skipped).filter_map(run).collect()
 }
 
-fn past(shelf: &mut Shelf, storage: &Path, manifest: &Manifest) -> Result<Vec<Point>> {
+fn past(shelf: &mut Shelf, storage: &Storage, manifest: &Manifest) -> Result<Vec<Point>> {
     let mut revisions: BTreeMap<u64, (UnixSeconds, ContentHash, u64)> = BTreeMap::new();
     let tags = shelf.tags(storage, manifest).unwrap_or_default();
     for Tag { revision, timestamp, root, root_size, .. } in tags.iter().filter(|tag| tag.branch.is_empty()) {
@@ -505,7 +526,7 @@ fn past(shelf: &mut Shelf, storage: &Path, manifest: &Manifest) -> Result<Vec<Po
     Ok(points)
 }
 
-fn content(shelf: &mut Shelf, storage: &Path, root: ContentHash) -> Result<Content> {
+fn content(shelf: &mut Shelf, storage: &Storage, root: ContentHash) -> Result<Content> {
     let catalog = shelf.tree(storage, root)?.root_catalog()?;
     let total = catalog.statistics()?.total();
     Ok(Content { entries: total.entries(), bytes: total.file_size, catalogs: total.nested + 1 })

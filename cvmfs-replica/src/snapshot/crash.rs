@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{IoContext as _, Result};
 use cvmfs_core::progress::Cancel;
-use cvmfs_core::storage::LocalStore;
+use cvmfs_core::storage::WriteStore;
 
 /// Changes with every start of the system.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -23,7 +23,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub(super) struct Unfinished(PathBuf);
 
 /// Notes that a run begins, after dealing with what one before a crash left behind.
-pub(super) fn begin(spool: &Path, store: &LocalStore, cancel: &Cancel) -> Result<Unfinished> {
+pub(super) fn begin(spool: &Path, store: &dyn WriteStore, cancel: &Cancel) -> Result<Unfinished> {
     let note = spool.join("unfinished");
     // Where the system does not say, no crash is seen.
     let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();

@@ -34,7 +34,7 @@ use cvmfs_core::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::progress::{Cancel, Progress, Unit};
 use cvmfs_core::reflog::StoredReflog;
-use cvmfs_core::storage::{LocalStore, NamedFile, ReadStore as _, WriteStore};
+use cvmfs_core::storage::{LocalStore, NamedFile, PruneStore, ReadStore as _, WriteStore};
 use cvmfs_core::trust::keys::PublicKey;
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use self::proven::{LastGood, Proven};
 use self::source::{Documents, Trust};
 use self::walk::{Setting, Target, Walk};
-use crate::replica::Replica;
+use crate::replica::{Replica, stored_manifest};
 use crate::status::{self, HistoryEntry, Snapshotting};
 
 pub use failures::Failures;
@@ -149,7 +149,7 @@ pub fn snapshot(
         return Ok(outcome_of(Ending::PassThrough, None));
     }
     // The first snapshot may take days; whoever comes meanwhile comes again anyway.
-    let patience = if replica.is_complete() { options.patience } else { Duration::ZERO };
+    let patience = if replica.is_complete()? { options.patience } else { Duration::ZERO };
     let _lock = replica.lock(patience, cancel)?;
     let started = Instant::now();
     let result = Run::open(replica, options, cancel).and_then(|run| run.run(progress));
@@ -177,21 +177,21 @@ struct Run<'a> {
     replica: &'a Replica,
     options: &'a SnapshotOptions,
     cancel: &'a Cancel,
-    store: Arc<LocalStore>,
+    store: Arc<dyn PruneStore>,
     source: Arc<HttpStore>,
     keys: Vec<PublicKey>,
+    /// What is in the place of the manifest.
+    in_place: Option<Vec<u8>>,
     /// The manifest that the replica has.
     ours: Option<SignedManifest>,
 }
 
 impl<'a> Run<'a> {
     fn open(replica: &'a Replica, options: &'a SnapshotOptions, cancel: &'a Cancel) -> Result<Self> {
-        let store = Arc::new(LocalStore::create(&replica.storage)?);
-        let ours = match store.read(&NamedFile::Manifest.into()) {
-            Err(error) if error.is_not_found() => None,
-            // A file that is no manifest is replaced like an old one.
-            bytes => SignedManifest::parse(&bytes?).ok(),
-        };
+        let store = replica.storage.create()?;
+        let in_place = stored_manifest(&*store)?;
+        // A file that is no manifest is replaced like an old one.
+        let ours = in_place.as_deref().and_then(|bytes| SignedManifest::parse(bytes).ok());
         Ok(Self {
             replica,
             options,
@@ -199,6 +199,7 @@ impl<'a> Run<'a> {
             store,
             source: Arc::new(HttpStore::new(replica.sources.clone(), replica.http_options()?)?),
             keys: replica.master_keys()?,
+            in_place,
             ours,
         })
     }
@@ -219,7 +220,7 @@ impl<'a> Run<'a> {
             self.check_age(new)
         })?;
         proven.begin()?;
-        let unfinished = crash::begin(&self.replica.spool, &self.store, self.cancel)?;
+        let unfinished = crash::begin(&self.replica.spool, &*self.store, self.cancel)?;
         let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;
 
         progress.phase("fetching", Unit::Bytes, None);
@@ -323,7 +324,7 @@ impl<'a> Run<'a> {
 
     fn setting(&self, proven: Proven) -> Result<Setting> {
         let scratch = self.replica.scratch()?;
-        let storage = Arc::clone(&self.store) as Arc<dyn WriteStore>;
+        let storage: Arc<dyn WriteStore> = Arc::clone(&self.store) as _;
         Ok(Setting {
             source: Arc::clone(&self.source),
             target: Box::new(Storage { store: storage, scratch: scratch.clone() }),
@@ -362,10 +363,19 @@ impl<'a> Run<'a> {
         let reflog = StoredReflog { store: &*self.store, spool: &self.replica.spool, name: &self.replica.name };
         reflog.add(None, manifest.root_catalog.algorithm(), self.options.now, &named)?;
         self.store.write(NamedFile::Whitelist, whitelist_bytes)?;
-        self.store.write(NamedFile::Manifest, manifest_bytes)?;
+        // Another machine may replicate into the same bucket, though it should not.
+        let is_ours = |current: Option<&[u8]>| current == self.in_place.as_deref();
+        if !self.store.write_if(NamedFile::Manifest, manifest_bytes, &is_ours)? {
+            return Err(Error::Superseded { what: self.store.describe(&NamedFile::Manifest.into()) });
+        }
         let good = LastGood { key: self.key(manifest_bytes), whitelist_checked: self.options.now };
         walk.proven().end(&good)
     }
+}
+
+/// The manifest of the revision that a replica has.
+pub(crate) fn manifest_of(replica: &Replica) -> Result<Option<SignedManifest>> {
+    Ok(replica.manifest()?.and_then(|bytes| SignedManifest::parse(&bytes).ok()))
 }
 
 /// The storage of a replica.
@@ -379,14 +389,16 @@ impl Target for Storage {
         &self.store
     }
 
-    fn has(&self, id: &ObjectId) -> Result<bool> {
-        let is_empty = || id.hash == id.hash.algorithm().hash(b"");
+    fn have(&self, ids: &[ObjectId]) -> Result<Vec<bool>> {
+        let sizes = self.store.sizes(ids).map_err(Error::of_target)?;
+        let is_empty = |id: &ObjectId| id.hash == id.hash.algorithm().hash(b"");
         // An empty file is what a crash leaves; that of an empty object is none the worse for it.
-        Ok(self.store.size(&(*id).into())?.is_some_and(|size| size > 0 || is_empty()))
+        let has = |(id, size): (&ObjectId, Option<u64>)| size.is_some_and(|size| size > 0 || is_empty(id));
+        Ok(ids.iter().zip(sizes).map(has).collect())
     }
 
     fn open_catalog(&self, catalog: ContentHash, limit: u64) -> Result<Catalog> {
-        Catalog::fetch_limited(&*self.store, catalog, &self.scratch, limit)
+        Catalog::fetch_limited(&*self.store, catalog, &self.scratch, limit).map_err(Error::of_target)
     }
 }
 

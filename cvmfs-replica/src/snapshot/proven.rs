@@ -8,6 +8,7 @@
 //!
 //! Losing the database costs time: everything is looked up again.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,6 +89,31 @@ impl Proven {
         self.with(|connection| connection.execute("DELETE FROM proven WHERE hash = ?1", [key(catalog)]).map(drop))
     }
 
+    /// Forgets all catalogs but these; that is durable when it returns.
+    pub(crate) fn retain(&self, kept: &HashSet<ContentHash>) -> Result<()> {
+        let kept: HashSet<Vec<u8>> = kept.iter().map(|hash| key(*hash)).collect();
+        self.with(|connection| {
+            let transaction = connection.transaction()?;
+            {
+                let mut all = transaction.prepare("SELECT DISTINCT hash FROM proven")?;
+                let mut rows = all.query([])?;
+                let mut gone = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let hash: Vec<u8> = row.get(0)?;
+                    if !kept.contains(&hash) {
+                        gone.push(hash);
+                    }
+                }
+                let mut delete = transaction.prepare("DELETE FROM proven WHERE hash = ?1")?;
+                for hash in gone {
+                    delete.execute([hash])?;
+                }
+            }
+            transaction.commit()?;
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        })
+    }
+
     /// Notes that a root catalog is about to be stored, for the reflog.
     pub(crate) fn add_root(&self, root: ContentHash) -> Result<()> {
         let sql = "INSERT OR IGNORE INTO roots (hash) VALUES (?1)";
@@ -162,6 +188,16 @@ mod tests {
         assert!(!Proven::open(spool.path(), "part").unwrap().contains(hash).unwrap());
         all.remove(hash).unwrap();
         assert!(!all.contains(hash).unwrap());
+    }
+
+    #[test]
+    fn what_is_collected_is_not_proven_any_more() {
+        let spool = tempfile::tempdir().unwrap();
+        let [kept, gone] = [b"kept", b"gone"].map(|text| Algorithm::Sha1.hash(text));
+        let proven = Proven::open(spool.path(), "part").unwrap();
+        proven.insert(&[kept, gone]).unwrap();
+        Proven::open(spool.path(), "").unwrap().retain(&HashSet::from([kept])).unwrap();
+        assert!(proven.contains(kept).unwrap() && !proven.contains(gone).unwrap());
     }
 
     #[test]

@@ -31,12 +31,12 @@ pub(super) fn complete(run: &Run<'_>, walk: &Walk, manifest: &Manifest, progress
     // Newest first. A root catalog that is in the storage stands for those before it, too.
     let mut line = vec![(head.catalog, ending)];
     let takes_former = match run.options.former {
-        FormerRevisions::SinceLast => run.replica.is_complete(),
+        FormerRevisions::SinceLast => crate::replica::is_complete(&*run.store)?,
         FormerRevisions::All => true,
         FormerRevisions::None => false,
     };
     if !was_proven && ending == Ending::Complete && takes_former {
-        let oldest = manifest.garbage_collectable.then(|| days_ago(run.options.now, run.replica.history_days));
+        let oldest = manifest.garbage_collectable.then(|| days_ago(run.options.now, run.replica.auto_gc.timespan_days));
         let oldest = oldest.max(run.replica.selection.oldest(run.options.now));
         line.extend(trees.complete_former(walk, head, oldest, manifest.garbage_collectable, progress)?);
     }

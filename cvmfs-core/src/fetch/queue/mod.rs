@@ -375,7 +375,8 @@ impl Shared {
         while self.take_batch(&mut batch) {
             let more_waits = batch.len() == BATCH;
             for Verified { id, size, arrived } in batch.drain(..) {
-                results.push((id, arrived.put(self.destination.as_ref(), &id).map(|_| size)));
+                let put = arrived.put(self.destination.as_ref(), &id);
+                results.push((id, put.map(|_| size).map_err(Error::of_target)));
                 self.backlog.add_permits(1);
             }
             self.finish(results.drain(..));

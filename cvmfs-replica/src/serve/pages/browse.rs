@@ -1,6 +1,5 @@
 //! The browser of trees: tags, directories, and single entries.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cvmfs_core::catalog::Row;
@@ -17,6 +16,7 @@ use maud::{Markup, html};
 use super::{ago, bytes, encode, grouped, layout};
 use crate::serve::connection::Shared;
 use crate::serve::librarian::{Librarian, Shelf, read_manifest};
+use crate::serve::repositories::Storage;
 use crate::serve::route::Entry;
 
 /// Entries of a directory on one page.
@@ -28,7 +28,7 @@ const OBJECTS_MAX: usize = 40;
 /// A repository that can be looked into.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    pub(super) storage: PathBuf,
+    pub(super) storage: Storage,
     pub(super) manifest: Manifest,
 }
 
@@ -41,11 +41,13 @@ pub(super) struct Found {
 }
 
 /// Finds a repository that is served.
-pub(super) fn place<'a>(name: &str, shared: &'a Shared) -> Result<(Place, &'a Librarian)> {
+pub(super) async fn place<'a>(name: &str, shared: &'a Shared) -> Result<(Place, &'a Librarian)> {
     let missing = || Error::not_found(format!("repository {name}"));
     let librarian = shared.librarian.as_ref().ok_or_else(missing)?;
-    let storage = shared.repositories.directory(name).ok_or_else(missing)?;
-    let manifest = read_manifest(&storage).map_err(|error| if error.is_not_found() { missing() } else { error })?;
+    let storage = shared.repositories.storage(name).ok_or_else(missing)?;
+    let from = storage.clone();
+    let manifest = librarian.ask(move |_| read_manifest(&from)).await;
+    let manifest = manifest.map_err(|error| if error.is_not_found() { missing() } else { error })?;
     Ok((Place { manifest: manifest.unverified().clone(), storage }, librarian))
 }
 
@@ -71,7 +73,7 @@ pub(super) fn find(shelf: &mut Shelf, place: &Place, name: &str) -> Result<Found
 pub(super) async fn tags(repository: &str, shared: &Arc<Shared>) -> Result<Markup> {
     let name = repository.to_owned();
     let place_name = name.clone();
-    let (place, librarian) = place(&place_name, shared)?;
+    let (place, librarian) = place(&place_name, shared).await?;
     let manifest = place.manifest.clone();
     let tags = librarian.ask(move |shelf| shelf.tags(&place.storage, &place.manifest)).await?;
     let now = crate::serve::unix_now();
@@ -122,7 +124,7 @@ struct View {
 
 /// The page of a directory or another entry.
 pub(super) async fn entry(entry: Entry, query: Option<&str>, shared: &Arc<Shared>) -> Result<Markup> {
-    let (place, librarian) = place(&entry.repository, shared)?;
+    let (place, librarian) = place(&entry.repository, shared).await?;
     let fqrn = place.manifest.name.to_string();
     let (tag, path) = (entry.tag.clone(), entry.path.clone());
     let view = librarian.ask(move |shelf| view(shelf, &place, &tag, &path)).await?;

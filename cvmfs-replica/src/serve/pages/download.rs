@@ -42,7 +42,7 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
     now: SystemTime,
 ) -> Result<Response<ResponseBody>> {
-    let (place, librarian) = browse::place(&entry.repository, shared)?;
+    let (place, librarian) = browse::place(&entry.repository, shared).await?;
     let (tag, path) = (entry.tag, entry.path);
     let name = path.name().to_vec();
     let (size, reader) = librarian

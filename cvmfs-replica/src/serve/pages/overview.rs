@@ -4,33 +4,14 @@ use std::sync::Arc;
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::Result;
+use cvmfs_core::trust::whitelist::LOW_DAYS;
 use maud::{Markup, html};
 use serde_json::{Map, Value};
 
 use super::{ago, bytes, duration, encode, grouped, layout, plot, short_bytes};
 use crate::serve::connection::Shared;
-use crate::serve::state::{Past, RepositoryState, Role, States, Trust, newest};
-
-/// Days of validity below which the whitelist deserves attention, and haste.
-const WHITELIST_LOW: f64 = 7.0;
-
-/// How a repository is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Health {
-    Good,
-    Attention,
-    Bad,
-}
-
-impl Health {
-    fn class(self) -> &'static str {
-        match self {
-            Self::Good => "good",
-            Self::Attention => "attention",
-            Self::Bad => "bad",
-        }
-    }
-}
+use crate::serve::health::{Health, Problem, problems};
+use crate::serve::state::{Past, RepositoryState, Role, States, newest};
 
 /// Makes the page.
 pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
@@ -38,7 +19,9 @@ pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
     let states = shared.states.all(shared).await?;
     let now = crate::serve::unix_now();
     let pasts = States::pasts(shared, &states).await;
-    let cards: Vec<Markup> = states.iter().map(|state| card(state, pasts.get(&state.name), now)).collect();
+    let records = shared.records();
+    let card = |state: &RepositoryState| card(state, pasts.get(&state.name), &problems(state, &records, now), now);
+    let cards: Vec<Markup> = states.iter().map(card).collect();
     let contact = contact(shared);
     let body = html! {
         header class="top" {
@@ -65,8 +48,8 @@ pub(super) async fn page(shared: &Arc<Shared>) -> Result<Markup> {
     Ok(layout("CernVM-FS repositories", &body))
 }
 
-fn card(state: &RepositoryState, past: Option<&Past>, now: UnixSeconds) -> Markup {
-    let (health, word) = health(state, now);
+fn card(state: &RepositoryState, past: Option<&Past>, problems: &[Problem], now: UnixSeconds) -> Markup {
+    let (health, word) = health(state, problems);
     let content = past.and_then(|past| newest(past));
     html! {
         section class="card" id=(state.name) {
@@ -76,7 +59,7 @@ fn card(state: &RepositoryState, past: Option<&Past>, now: UnixSeconds) -> Marku
                         a href={ "/browse/" (encode(state.name.as_bytes())) "/" } { (state.name) }
                     } @else { (state.name) }
                 }
-                span class={ "state " (health.class()) } { (word) }
+                span class={ "state " (class(health)) } { (word) }
             }
             p class="role" { (role(state)) }
             dl {
@@ -93,34 +76,29 @@ fn card(state: &RepositoryState, past: Option<&Past>, now: UnixSeconds) -> Marku
                 }
                 @if let Role::Replica(_) = state.role { (fact("Last snapshot", &snapshot(state, now))) }
                 @if let Some(last_gc) = state.last_gc { (fact("Last gc", &ago(last_gc, now))) }
+                @if let Some(last_check) = state.last_check { (fact("Last check", &ago(last_check, now))) }
                 @if let Some(days) = state.whitelist_days(now) { (fact("Whitelist", &whitelist(days))) }
             }
             @if let Some(past) = past { (plot::past(past, &state.runs, now)) }
-            @if let Trust::Broken(reason) = &state.trust { p class="problem" { (reason) } }
-            @if let Some(error) = failure(state) { p class="problem" { "The last snapshot failed: " (error) } }
+            // How long the whitelist is valid is told above.
+            @for problem in problems.iter().filter(|problem| !problem.word.starts_with("expire")) {
+                p class="problem" { (capitalized(&problem.text)) }
+            }
         }
     }
 }
 
 /// The one word that matters most.
-fn health(state: &RepositoryState, now: UnixSeconds) -> (Health, &'static str) {
+fn health(state: &RepositoryState, problems: &[Problem]) -> (Health, &'static str) {
     let is_replica = matches!(state.role, Role::Replica(_));
-    match state.whitelist_days(now) {
-        Some(days) if days < 0.0 => return (Health::Bad, "expired"),
-        _ if matches!(state.trust, Trust::Broken(_)) => return (Health::Bad, "broken"),
-        _ => {}
-    }
-    if state.check_status.as_deref() == Some("failed") {
-        return (Health::Bad, "damaged");
-    }
-    if state.manifest.is_none() {
-        return if state.is_snapshotting { (Health::Attention, "filling") } else { (Health::Attention, "empty") };
-    }
-    if failure(state).is_some() {
-        return (Health::Attention, "failing");
-    }
-    if state.whitelist_days(now).is_some_and(|days| days < WHITELIST_LOW) {
-        return (Health::Attention, "expires soon");
+    let worst = problems.first().map(|problem| (problem.health, problem.word));
+    match worst {
+        Some((Health::Bad, word)) => return (Health::Bad, word),
+        _ if state.manifest.is_none() => {
+            return (Health::Attention, if state.is_snapshotting { "filling" } else { "empty" });
+        }
+        Some(attention) => return attention,
+        None => {}
     }
     match state.lag() {
         Some(lag) if lag.revisions > 0 => {
@@ -128,6 +106,14 @@ fn health(state: &RepositoryState, now: UnixSeconds) -> (Health, &'static str) {
         }
         _ if is_replica && state.is_snapshotting => (Health::Good, "updating"),
         _ => (Health::Good, "up to date"),
+    }
+}
+
+fn class(health: Health) -> &'static str {
+    match health {
+        Health::Good => "good",
+        Health::Attention => "attention",
+        Health::Bad => "bad",
     }
 }
 
@@ -179,7 +165,7 @@ fn snapshot(state: &RepositoryState, now: UnixSeconds) -> Markup {
 fn whitelist(days: f64) -> Markup {
     let class = if days < 0.0 {
         "bad"
-    } else if days < WHITELIST_LOW {
+    } else if days < f64::from(LOW_DAYS) {
         "attention"
     } else {
         ""
@@ -192,9 +178,10 @@ fn whitelist(days: f64) -> Markup {
     }
 }
 
-/// What the newest snapshot failed with.
-fn failure(state: &RepositoryState) -> Option<&str> {
-    state.runs.last()?.error.as_deref()
+/// The sentence as it begins a paragraph.
+fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn fact(name: &str, value: &Markup) -> Markup {

@@ -1,0 +1,2 @@
+#!/bin/sh
+# Nothing to set before the image does.

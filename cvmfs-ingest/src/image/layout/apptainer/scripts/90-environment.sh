@@ -1,0 +1,2 @@
+#!/bin/sh
+# Variables of your own can be set here.
