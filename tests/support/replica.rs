@@ -14,6 +14,7 @@ pub(crate) struct Source {
     log: PathBuf,
     /// URL of the repository.
     pub(crate) url: String,
+    name: String,
     /// Bytes of the log that were looked at.
     seen: usize,
 }
@@ -39,12 +40,12 @@ impl Source {
             thread::sleep(Duration::from_millis(5));
         };
         let url = format!("{}/{}", address.trim_end_matches('/'), site.name);
-        Self { child, log, url, seen: 0 }
+        Self { child, log, url, name: site.name.clone(), seen: 0 }
     }
 
     /// The requests since the last call, sorted: method unless it is GET, and path below the repository.
     pub(crate) fn requests(&mut self) -> Vec<String> {
-        let text = fs::read_to_string(&self.log).expect("log");
+        let text = self.complete_log();
         let new = text[self.seen..].to_owned();
         self.seen = text.len();
         let field = |line: &str, key: &str| {
@@ -59,6 +60,30 @@ impl Source {
         let mut requests: Vec<String> = new.lines().filter_map(request).collect();
         requests.sort();
         requests
+    }
+
+    /// The log with all that was answered until now: a response is counted before it is sent, and logged after that.
+    fn complete_log(&self) -> String {
+        let server = self.url.strip_suffix(&format!("/cvmfs/{}", self.name)).expect("a URL of the server");
+        let metrics =
+            run(Command::new("curl").args(["--noproxy", "*", "--silent", "--fail"]).arg(format!("{server}/metrics")));
+        let answered: usize = metrics
+            .ok()
+            .lines()
+            .filter(|line| line.starts_with("cvmfs_replica_responses_total{") && !line.contains("kind=\"metrics\""))
+            .map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<usize>().ok()).expect("a number"))
+            .sum();
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            let text = fs::read_to_string(&self.log).expect("log");
+            let end = text.rfind('\n').map_or(0, |position| position + 1);
+            let is_request = |line: &&str| line.contains(" access: ") && !line.contains("path=\"/metrics\"");
+            if text[..end].lines().filter(is_request).count() >= answered {
+                return text[..end].to_owned();
+            }
+            assert!(Instant::now() < deadline, "{answered} answers, but in the log: {text}");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
