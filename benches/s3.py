@@ -5,10 +5,12 @@
   bucket      the same into a bucket of the S3 server of the tests (`s3s-fs`), which keeps it in files as well
   again       the same once more at another path, into the bucket: everything is known
   replica     a snapshot of the first repository into the bucket, beside one into a directory
+  ..., apart  with a processor for the publisher, and another for the server, as if they were two machines
 
 Everything is in memory (/dev/shm) if there is room. Medians of three runs, taken in turns. Client and server share the
-processors: the last column but one is what the server takes of them, and it is no part of the client's. A request costs
-both the same whatever it carries, so the size of the files decides: there is a table for each of TREES.
+processors where nothing else is said: the last column but one is what the server takes of them, and it is no part of the
+client's. A request costs both the same whatever it carries, so the size of the files decides: there is a table for each
+of TREES.
 
 `./dev bench s3 [TREE...]` runs it; BIN is the directory of the programs.
 """
@@ -28,6 +30,9 @@ NAME = "bench.example.org"
 RUNS = int(os.environ.get("RUNS", 3))
 # Files and their mean size in bytes.
 TREES = {"small": (20_000, 12_000), "middle": (4000, 100_000), "large": (100, 8_000_000)}
+# What is timed, and what its speed is compared with.
+BESIDE = {"directory": None, "bucket": "directory", "again": None, "replica, directory": None,
+          "replica, bucket": "replica, directory", "directory, apart": None, "bucket, apart": "directory, apart"}
 
 
 def main(names):
@@ -48,14 +53,11 @@ def bench(name, files, size):
               % (name, files, size, os.cpu_count(), os.getloadavg()[0]))
         print("| work | seconds | CPU seconds | of the server | of the speed into a directory |")
         print("| --- | --- | --- | --- | --- |")
-        runs = {name: [] for name in ("directory", "bucket", "again", "replica, directory", "replica, bucket")}
+        runs = {kind: [] for kind in BESIDE}
         for number in range(RUNS):
             measure(directory, server, number, runs)
-        row("directory", runs["directory"], None)
-        row("bucket", runs["bucket"], runs["directory"])
-        row("again", runs["again"], None)
-        row("replica, directory", runs["replica, directory"], None)
-        row("replica, bucket", runs["replica, bucket"], runs["replica, directory"])
+        for kind, beside in BESIDE.items():
+            row(kind, runs[kind], runs.get(beside))
     finally:
         if server:
             server.stop()
@@ -67,9 +69,10 @@ def measure(directory, server, number, runs):
     tree = directory / "tree"
     name = "run%d.%s" % (number, NAME)
     publish = ["cvmfs-publish", "-q", "publish", "--from", tree, "--base-dir"]
+    bucket = ["-s", server.conf, "-w", "http://bucket.example.org"]
     run(server, local, "cvmfs-publish", "-q", "mkfs", name)
     runs["directory"].append(run(server, local, *publish, "one"))
-    run(server, remote, "cvmfs-publish", "-q", "mkfs", name, "-s", server.conf, "-w", "http://bucket.example.org")
+    run(server, remote, "cvmfs-publish", "-q", "mkfs", name, *bucket)
     runs["bucket"].append(run(server, remote, *publish, "one"))
     runs["again"].append(run(server, remote, *publish, "two"))
     shutil.rmtree(remote)
@@ -80,7 +83,7 @@ def measure(directory, server, number, runs):
     key = local / "etc/cvmfs/keys" / (name + ".pub")
     add = ["cvmfs-replica", "-q", "add-replica", "--stratum0", "http://127.0.0.1:%d/cvmfs/%s" % (port, name),
            "--public-key", key, "--name", "mirror%d.%s" % (number, NAME)]
-    for kind, more in (("directory", []), ("bucket", ["-s", server.conf, "-w", "http://bucket.example.org"])):
+    for kind, more in (("directory", []), ("bucket", bucket)):
         root = directory / ("replica-%s%d" % (kind, number))
         run(server, root, *add, *more)
         runs["replica, " + kind].append(run(server, root, "cvmfs-replica", "-q", "snapshot"))
@@ -88,6 +91,14 @@ def measure(directory, server, number, runs):
     source.kill()
     source.wait()
     shutil.rmtree(local)
+
+    server.run_on({1})
+    for kind, more in (("directory, apart", []), ("bucket, apart", bucket)):
+        root = directory / ("apart%d" % number)
+        run(server, root, "cvmfs-publish", "-q", "mkfs", "apart-" + name, *more)
+        runs[kind].append(run(server, root, *publish, "one", cores={0}))
+        shutil.rmtree(root)
+    server.run_on(os.sched_getaffinity(0))
     shutil.rmtree(server.directory / "bucket")
     (server.directory / "bucket").mkdir()
 
@@ -119,16 +130,21 @@ class Server:
         fields = pathlib.Path("/proc/%d/stat" % self.process.pid).read_text().rsplit(") ", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def run_on(self, cores):
+        for thread in os.listdir("/proc/%d/task" % self.process.pid):
+            os.sched_setaffinity(int(thread), cores)
+
     def stop(self):
         self.process.kill()
         self.process.wait()
 
 
-def run(server, root, name, *arguments):
+def run(server, root, name, *arguments, cores=None):
     """Wall seconds, CPU seconds, and CPU seconds of the server meanwhile."""
     environment = dict(os.environ, CVMFS_SERVER_ROOT=str(root))
     before, started = server.cpu(), time.monotonic()
-    process = subprocess.Popen([program(name), *arguments], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([program(name), *arguments], env=environment, stdout=subprocess.DEVNULL,
+                               preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)))
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
