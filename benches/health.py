@@ -7,8 +7,10 @@ Repositories of 10^5, 10^6 and 10^7 entries, or as many as arguments say: files 
   check      cvmfs-publish check: every row of every catalog, and whether every object is there
   find       find -size of all objects: what it takes to look at them in the order of the directories
   sqlite     Python inflates all catalogs and has its SQLite read every row, on one core
-  gc -n      cvmfs-publish gc --dry-run where half of the catalogs are to go
+  gc -n      cvmfs-publish gc --dry-run where a tenth of the catalogs is to go
   gc         the same for good
+  gc, half   the same once more, where half of the catalogs go
+  rm         find -delete of all objects that are left: what it takes to remove them without looking who needs them
 
 Then check --data of 1 GB in large files and of 10^5 small objects, beside `openssl sha1` of all objects on all cores.
 
@@ -84,21 +86,30 @@ def bench_entries(directory, entries):
         rows.add("check", site.publish("check"))
         rows.add("find", run(["find", site.data, "-size", "+1000000"]))
         rows.add("sqlite", run([sys.executable, __file__, "--scan", site.data]))
-    # The catalogs of the first half go; the second commit takes the tag `trunk-previous` off them.
-    number = (entries + FILES_IN_CATALOG - 1) // FILES_IN_CATALOG
-    for paths in (range(number // 2), [number // 2]):
-        site.run("cvmfs-ingest", "-q", *["--delete=c%05d" % path for path in paths])
     keep = ("--keep-revisions", "0", "--grace-period", "0")
+    number = (entries + FILES_IN_CATALOG - 1) // FILES_IN_CATALOG
+    delete_catalogs(site, 0, max(number // 10, 1))
     for _ in range(runs):
         rows.add("gc -n", site.publish("gc", "--dry-run", *keep))
-    before = site.objects()
+    objects = [site.objects()]
     rows.add("gc", site.publish("gc", *keep))
-    removed = before - site.objects()
+    objects.append(site.objects())
+    delete_catalogs(site, max(number // 10, 1), number // 2)
+    rows.add("gc, half", site.publish("gc", *keep))
+    objects.append(site.objects())
     rows.add("check again", site.publish("check"))
+    rows.add("rm", run(["find", site.data, "-type", "f", "-delete"]))
     heading("%d entries%s" % (entries, ", whose objects are names of a few files on disk" * linked))
-    table(rows, {"check": entries, "find": before, "sqlite": entries, "gc -n": before, "gc": before})
-    print("\n%d of %d objects went." % (removed, before))
+    table(rows, {"check": entries, "find": objects[0], "sqlite": entries, "gc -n": objects[0], "gc": objects[0],
+                 "gc, half": objects[1], "rm": objects[2]})
+    print("\nOf %d objects, %d went, and then %d." % (objects[0], objects[0] - objects[1], objects[1] - objects[2]))
     sys.stdout.flush()
+
+
+def delete_catalogs(site, begin, end):
+    """Two commits: the second one takes the tag `trunk-previous` off those that go with the first."""
+    for numbers in (range(begin, end - 1), [end - 1]):
+        site.run("cvmfs-ingest", "-q", *["--delete=c%05d" % number for number in numbers])
 
 
 def table(rows, things):

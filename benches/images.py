@@ -7,6 +7,9 @@ layers of files that are text-like or noise. It is in a registry (docker-registr
   convert     cvmfs-ingest image into an empty repository: layers, root file system, Apptainer's files, podman's store
   skopeo      skopeo copy of the same image from the same registry into a directory
   floor       deflate and SHA-1 of all its files on all cores, from memory to nowhere
+  unpack      inflate of all its layers and SHA-256 before and after, on all cores, by Python's modules: what has to be
+              done to verify the layers and to get at their files
+  both        the last two, one after the other
   again       the same image once more, under the same name: nothing changed
   one layer   the image with its last layer exchanged for another one of some files, under the same name
   100 tags    a wish list with 100 tags, each with one small layer on the same base of nine
@@ -27,6 +30,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import zlib
 
 from whole_program import (MEGABYTE, Rows, Site, floor, heading, made_up_words, make_rootfs, make_small, remove, run)
 
@@ -68,9 +72,11 @@ def bench(directory, registry):
         registry.push(layout, "latest")
         rows.add("skopeo", registry.pull(os.path.join(directory, "pulled")))
         rows.add("floor", floor(tree)["floor"])
+        rows.add("unpack", layout.unpack([blob for blob, _ in base]))
+        rows.add("both", [sum(parts) for parts in zip(rows.runs["floor"][-1], rows.runs["unpack"][-1])])
         remove(site.root)
     heading("an image of %d layers and %.0f MB" % (len(base), size / MEGABYTE))
-    rows.print({"x skopeo": "skopeo", "x floor": "floor"})
+    rows.print({"x skopeo": "skopeo", "x floor": "floor", "x both": "both"})
 
     for number in range(TAGS):
         tag = "tag%d" % number
@@ -122,6 +128,18 @@ def small_layer(text):
     return out.getvalue()
 
 
+def unpack_layer(path):
+    """CPU seconds for a layer."""
+    started = time.process_time()
+    packed, plain, inflate = hashlib.sha256(), hashlib.sha256(), zlib.decompressobj(31)
+    with open(path, "rb") as layer:
+        # pigz makes one member.
+        while block := layer.read(MEGABYTE):
+            packed.update(block)
+            plain.update(inflate.decompress(block))
+    return time.process_time() - started
+
+
 class Layout:
     """An OCI image layout."""
 
@@ -145,6 +163,15 @@ class Layout:
         packed = subprocess.run(["pigz", "-c"], input=archive, stdout=subprocess.PIPE, check=True).stdout
         blob = self.add_blob("application/vnd.oci.image.layer.v1.tar+gzip", packed)
         return blob, "sha256:" + hashlib.sha256(archive).hexdigest()
+
+    def unpack(self, blobs):
+        """Seconds, CPU seconds and nothing, like `run`."""
+        paths = [os.path.join(self.directory, "blobs", "sha256", blob["digest"].split(":")[1]) for blob in blobs]
+        paths.sort(key=os.path.getsize, reverse=True)
+        with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+            started = time.monotonic()
+            cpu = sum(pool.map(unpack_layer, paths))
+            return time.monotonic() - started, cpu, 0
 
     def tag(self, name, layers):
         """Makes an image of layers, the only one of the layout."""
