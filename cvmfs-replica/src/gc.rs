@@ -57,7 +57,8 @@ pub fn is_needless(replica: &Replica, cancel: &Cancel) -> Result<Option<Skipped>
     let source = HttpStore::new(replica.sources.clone(), replica.http_options()?)?;
     // Whoever cannot be asked may have collected.
     let theirs = status::time(&source, LAST_GC).ok().flatten();
-    Ok(ours.zip(theirs).filter(|(ours, theirs)| theirs <= ours).map(|_| Skipped::SourceUnchanged))
+    // In the same second it may have been after us.
+    Ok(ours.zip(theirs).filter(|(ours, theirs)| theirs < ours).map(|_| Skipped::SourceUnchanged))
 }
 
 /// Removes what the replica does not need any more, or only says what that would be.
