@@ -54,14 +54,15 @@ fn a_killed_ingest_leaves_the_old_or_the_new_revision() {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ingest");
         // Spread over the whole run, denser at its end, where the commit is.
         let share = 1.0 - (1.0 - f64::from(number) / f64::from(KILLS - 1)).powi(2);
-        thread::sleep(seconds[(number % 2) as usize].mul_f64(share * 1.05));
+        let moment = seconds[(number % 2) as usize].mul_f64(share * 1.05);
+        thread::sleep(moment);
         child.kill().expect("kill");
         let status = child.wait().expect("ingest");
         assert!(status.signal() == Some(SIGKILL) || status.success(), "{status}");
         killed += u32::from(status.signal() == Some(SIGKILL));
         // Follows a machine that has become faster.
         if status.success() {
-            seconds[(number % 2) as usize] = seconds[(number % 2) as usize].mul_f64(0.9);
+            seconds[(number % 2) as usize] = moment.mul_f64(0.8);
         }
 
         // Everything reachable is complete; which revision it is, the manifest says.
