@@ -180,4 +180,4 @@ def ip(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(frame.main(Soak, "two publishers and one bucket", "seconds", 600, 20))
+    sys.exit(frame.main(Soak, "two publishers and one bucket", "seconds", 600, 60))
