@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use cvmfs_core::error::Error;
 use cvmfs_core::storage::{NamedFile, ReadStore as _, S3Config, S3Store, conformance};
@@ -91,6 +93,8 @@ fn a_server_that_checks_signatures_takes_everything() {
     site.publish(&["publish", "--from", from, "--base-dir", "b"]).ok();
     site.publish(&["rm", "-r", "/a"]).ok();
     site.publish(&["tag", "remove", "one"]).ok();
+    // S3 has whole seconds: what is of this one would be too young to go.
+    thread::sleep(Duration::from_millis(1100));
     let collected = site.publish(&["--json", "gc", "--keep-revisions", "0", "--grace-period", "0"]).json();
     assert!(collected["condemned"]["objects"].as_u64() > Some(0), "{collected}");
     site.publish(&["check", "--data"]).ok();
@@ -107,10 +111,7 @@ fn a_server_that_checks_signatures_takes_everything() {
     replica.run(&["check", "--data"]).ok();
     let mirror = replica.site.serve();
     for (url, kind) in [(&url, "--all-tags"), (&mirror.repository("mirror.example.org"), "--replica")] {
-        let place = ["--store", url, "--fqrn", NAME, "--pub", key];
-        // Former histories leave the reflog with the collection; their objects may be too young to go.
-        let collected = ["--stale-y", "--allow", "reflog-incomplete"];
-        verifier([&["check", "--quiet", kind], &collected[..], &place].concat()).ok();
+        verifier(["check", "--quiet", "--stale-y", kind, "--store", url, "--fqrn", NAME, "--pub", key]).ok();
     }
     replica.run(&["remove", "mirror.example.org"]).ok();
     assert!(
