@@ -41,6 +41,7 @@ MEGABYTE = 10**6
 SOFTWARE = ("/usr/include", "/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/usr/share/zoneinfo",
             "/usr/lib/gcc", "/usr/libexec/gcc", "/usr/share/man", "/usr/share/locale", "/usr/share", "/usr/lib")
 SMALL_FILES = 60_000
+SMALL_SIZE = MEGABYTE
 # What stands for a root file system where debootstrap cannot make one.
 SYSTEM = ("/etc", "/usr/bin", "/usr/sbin", "/usr/share/zoneinfo", "/usr/lib")
 SYSTEM_FILES = 6_000
@@ -69,8 +70,8 @@ def main(names):
 
 # --- trees ----------------------------------------------------------------------------------------------------------
 
-def copy_trees(sources, tree, wanted):
-    """Copies what everybody may read of some trees, until there are so many files; returns their number."""
+def copy_trees(sources, tree, wanted, largest=sys.maxsize):
+    """Copies what everybody may read of some trees, but for larger files, until there are so many; returns their number."""
     copied = 0
     for source in sources:
         for directory, _, names in os.walk(source):
@@ -80,16 +81,18 @@ def copy_trees(sources, tree, wanted):
             os.makedirs(copy)
             for name in names:
                 path = os.path.join(directory, name)
-                if copied < wanted and os.access(path, os.R_OK) and (os.path.islink(path) or os.path.isfile(path)):
+                is_link = os.path.islink(path)
+                is_file = not is_link and os.path.isfile(path) and os.path.getsize(path) <= largest
+                if copied < wanted and (is_link or is_file) and os.access(path, os.R_OK):
                     shutil.copy2(path, copy, follow_symlinks=False)
-                    copied += not os.path.islink(path)
+                    copied += is_file
             if copied == wanted:
                 return copied
     return copied
 
 
 def make_small(tree):
-    copied = copy_trees(SOFTWARE, tree, SMALL_FILES)
+    copied = copy_trees(SOFTWARE, tree, SMALL_FILES, SMALL_SIZE)
     # A machine with little software: text of the size of sources makes up for it.
     chance = random.Random(1)
     words = made_up_words(chance)

@@ -190,15 +190,15 @@ impl Default for Effort {
 }
 
 /// Deflates whole buffers, keeping its working memory and its output between calls.
+///
+/// Noise (what was compressed or encrypted before) is not worth the search for repetitions, which takes as long there as
+/// anywhere and finds nothing: it becomes a zlib stream of stored blocks.
 pub struct Compressor {
+    effort: Effort,
     state: State,
+    /// Two others, as soon as they are needed: the fastest, and one that only stores.
+    for_noise: Option<(State, State)>,
     stored: Vec<u8>,
-}
-
-enum State {
-    #[cfg(feature = "libdeflate")]
-    Libdeflate(libdeflater::Compressor),
-    ZlibRs(Box<Deflate>),
 }
 
 impl fmt::Debug for Compressor {
@@ -210,35 +210,94 @@ impl fmt::Debug for Compressor {
 impl Compressor {
     /// Prepares a compressor; levels outside 1 to 9 are taken as the nearest.
     pub fn new(effort: Effort) -> Self {
-        let level = i32::from(effort.level.clamp(1, 9));
-        let state = match effort.engine {
-            #[cfg(feature = "libdeflate")]
-            Engine::Libdeflate => State::Libdeflate(libdeflater::Compressor::new(
-                libdeflater::CompressionLvl::new(level).unwrap_or_default(),
-            )),
-            Engine::ZlibRs => State::ZlibRs(Box::new(Deflate::new(level, true, WINDOW_BITS))),
-        };
-        Self { state, stored: Vec::new() }
+        let effort = Effort { level: effort.level.clamp(1, 9), ..effort };
+        Self { effort, state: State::new(effort), for_noise: None, stored: Vec::new() }
     }
 
     /// Returns `plain` as one zlib stream.
     pub fn compress(&mut self, plain: &[u8]) -> &[u8] {
-        let size = match &mut self.state {
+        let level = |level| State::new(Effort { level, ..self.effort });
+        let state = if looks_like_noise(plain) {
+            let (fastest, storing) = self.for_noise.get_or_insert_with(|| (level(1), level(0)));
+            let sample = noise_sample(plain);
+            let size = fastest.compress(sample, &mut self.stored);
+            if size >= sample.len() - sample.len() / WORTH_DEFLATING { storing } else { &mut self.state }
+        } else {
+            &mut self.state
+        };
+        let size = state.compress(plain, &mut self.stored);
+        &self.stored[..size]
+    }
+}
+
+/// The working memory of an engine.
+enum State {
+    #[cfg(feature = "libdeflate")]
+    Libdeflate(libdeflater::Compressor),
+    ZlibRs(Box<Deflate>),
+}
+
+impl State {
+    /// Level 0 only stores.
+    fn new(Effort { engine, level }: Effort) -> Self {
+        let level = i32::from(level);
+        match engine {
             #[cfg(feature = "libdeflate")]
-            State::Libdeflate(compressor) => {
-                let stored = room(&mut self.stored, compressor.zlib_compress_bound(plain.len()));
+            Engine::Libdeflate => Self::Libdeflate(libdeflater::Compressor::new(
+                libdeflater::CompressionLvl::new(level).unwrap_or_default(),
+            )),
+            Engine::ZlibRs => Self::ZlibRs(Box::new(Deflate::new(level, true, WINDOW_BITS))),
+        }
+    }
+
+    /// Writes `plain` to the beginning of a buffer, as one zlib stream, and returns its length.
+    fn compress(&mut self, plain: &[u8], stored: &mut Vec<u8>) -> usize {
+        match self {
+            #[cfg(feature = "libdeflate")]
+            Self::Libdeflate(compressor) => {
+                let stored = room(stored, compressor.zlib_compress_bound(plain.len()));
                 compressor.zlib_compress(plain, stored).expect("the output has the size that the compressor asked for")
             }
-            State::ZlibRs(deflate) => {
+            Self::ZlibRs(deflate) => {
                 deflate.reset();
-                let stored = room(&mut self.stored, zlib_rs::compress_bound(plain.len()));
+                let stored = room(stored, zlib_rs::compress_bound(plain.len()));
                 let status = deflate.compress(plain, stored, DeflateFlush::Finish);
                 assert!(matches!(status, Ok(Status::StreamEnd)), "the output has the size bound of the format");
                 difference(deflate.total_out(), 0)
             }
-        };
-        &self.stored[..size]
+        }
     }
+}
+
+/// Bytes of a spot by which it is judged whether bytes look like noise, and at most between one and the next.
+const SPOT_SIZE: usize = 256;
+const SPOT_DISTANCE: usize = 16 * 1024;
+/// Pieces below this are deflated faster than they are judged.
+const NOISE_MIN: usize = 4 * SPOT_SIZE;
+/// Sum of the squares of how often each byte value is in a spot: some 511 ± 23 for noise, twice as much for 64 values
+/// with equal chances, and thousands for text and programs.
+const FLAT: u32 = 640;
+/// Deflating what looks like noise is worth it if a sample shrinks by one part of so many.
+const WORTH_DEFLATING: usize = 64;
+
+/// Whether all values of bytes are about equally frequent, wherever one looks. Tells most bytes that are no noise by the
+/// first spot, so that it costs them next to nothing.
+fn looks_like_noise(bytes: &[u8]) -> bool {
+    let is_flat = |part: &[u8]| {
+        part.first_chunk::<SPOT_SIZE>().is_none_or(|spot| {
+            let mut counts = [0_u32; 256];
+            spot.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+            counts.iter().map(|count| count * count).sum::<u32>() <= FLAT
+        })
+    };
+    bytes.len() >= NOISE_MIN && bytes.chunks(SPOT_DISTANCE.min(bytes.len() / 4)).all(is_flat)
+}
+
+/// A part of what looks like noise, to look for repetitions in: from its middle, because headers are at the beginning.
+fn noise_sample(bytes: &[u8]) -> &[u8] {
+    let size = (bytes.len() / 4).min(SAMPLE_SIZE / 2);
+    let start = (bytes.len() - size) / 2;
+    &bytes[start..start + size]
 }
 
 /// The first `size` bytes of a buffer that only ever grows.
@@ -448,6 +507,58 @@ mod tests {
                 assert_eq!(Policy::Auto.judge(engine, bytes), expected, "{engine}: {} bytes", bytes.len());
                 assert_eq!(Policy::Zlib.judge(engine, bytes), Compression::Zlib);
                 assert_eq!(Policy::None.judge(engine, bytes), Compression::None);
+            }
+        }
+    }
+
+    /// Bytes that no compressor shrinks (xorshift, top bytes).
+    fn noise(size: usize) -> Vec<u8> {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[7]
+        })
+        .take(size)
+        .collect()
+    }
+
+    #[test]
+    fn noise_is_stored_as_it_is() {
+        for &engine in Engine::ALL {
+            let mut compressor = Compressor::new(Effort { engine, level: 6 });
+            for size in [NOISE_MIN, 5000, SPOT_DISTANCE + 1, 1_000_000] {
+                let plain = noise(size);
+                let stored = compressor.compress(&plain);
+                // The header of a zlib stream has two bytes, that of a stored block five.
+                assert_eq!(stored[7..1000], plain[..993], "{engine}, {size}");
+                assert!(stored.len() < size + size / 1000 + 20, "{engine}, {size}: {}", stored.len());
+                assert_eq!(inflate("noise", stored, 1 << 20).unwrap(), plain, "{engine}, {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_looks_like_noise_and_is_none_is_deflated() {
+        let repeated = noise(1000).repeat(200);
+        // A byte of sixteen says nothing: one part of 64 at least.
+        let mut sparse = noise(200_000);
+        sparse.iter_mut().step_by(16).for_each(|byte| *byte = 7);
+        let (text, noise) = (sample(100_000), noise(100_000));
+        let cases = [
+            (repeated, 10_000),
+            (sparse, 199_000),
+            ([&text[..], &noise].concat(), 180_000),
+            ([&noise[..], &text].concat(), 180_000),
+            ([&noise[..], &text, &noise].concat(), 280_000),
+        ];
+        for &engine in Engine::ALL {
+            let mut compressor = Compressor::new(Effort { engine, level: 6 });
+            for (number, (plain, most)) in cases.iter().enumerate() {
+                let stored = compressor.compress(plain);
+                assert!(stored.len() < *most, "{engine}, case {number}: {}", stored.len());
+                assert_eq!(inflate("noise", stored, 1 << 20).unwrap(), *plain, "{engine}, case {number}");
             }
         }
     }
