@@ -14,7 +14,7 @@ use crate::parallel;
 use crate::path::RepoPath;
 use crate::storage::WriteStore;
 
-/// Databases larger than this are deflated as a stream instead of whole in memory.
+/// Databases larger than this are deflated as a stream, on several threads, instead of whole in memory.
 const WHOLE_FILE_MAX: u64 = 32 << 20;
 
 /// Stores catalogs, on the threads of whoever asks.
@@ -150,7 +150,7 @@ pub(super) fn store_database(
         store.put(&id, stored)?;
         return Ok(StoredDatabase { hash: id.hash, size, stored_size: stored.len() as u64 });
     }
-    let mut writer = CompressingWriter::new(ObjectWriter::new(store, algorithm)?, level);
+    let mut writer = CompressingWriter::new(ObjectWriter::new(store, algorithm)?, level, 0).at(file)?;
     let mut source = File::open(file).at(file)?;
     let writer = io::copy(&mut source, &mut writer).and_then(|_| writer.finish()).at(file)?;
     let StoredObject { id, stored_size, .. } = writer.finish(kind)?;

@@ -153,7 +153,7 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
 
     /// Reads a large file that becomes one object, without holding it in memory.
     fn read_stream(&mut self, number: u64, path: &RepoPath, size: u64) -> Result<()> {
-        let Options { algorithm, compression, effort, .. } = *self.shared.options;
+        let Options { algorithm, compression, effort, threads, .. } = *self.shared.options;
         let mut start = vec![0; JUDGED_SIZE];
         self.read_exact(path, &mut start)?;
         let compression = compression.judge(effort.engine, &start);
@@ -164,7 +164,7 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
         let progress = |size| self.shared.progress.advance(size);
         match compression {
             Compression::Zlib => {
-                let mut writer = CompressingWriter::new(&mut sink, effort.level);
+                let mut writer = CompressingWriter::new(&mut sink, effort.level, threads).map_err(fail)?;
                 copy(&mut content, &mut writer, progress).and_then(|()| writer.finish()).map_err(fail)?;
             }
             Compression::None => copy(&mut content, &mut sink, progress).map_err(fail)?,

@@ -1,17 +1,23 @@
 //! The two forms of stored bytes: zlib streams and plain.
 //!
 //! Whole objects deflate with libdeflate (feature `libdeflate`, on by default) or zlib-rs; inflating and streams
-//! use zlib-rs. Any zlib stream is valid to readers. Two objects are different: see [`stock_zlib`].
+//! use zlib-rs, streams on all threads. Any zlib stream is valid to readers. Two objects are different: see [`stock_zlib`].
 //!
 //! Source: `cvmfs/compression/`.
 
+mod deflating;
+mod inflating;
+mod noise;
+
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::str::FromStr;
 
-use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
+use zlib_rs::{Deflate, DeflateFlush, Status};
 
 use crate::error::{Error, Result};
+pub use deflating::CompressingWriter;
+pub use inflating::InflatingReader;
 
 /// log2 of the window of a zlib stream; the largest, as the reference writes.
 const WINDOW_BITS: u8 = 15;
@@ -112,6 +118,9 @@ impl Policy {
 /// Number and size of the samples by which bytes are judged.
 const SAMPLES: usize = 4;
 const SAMPLE_SIZE: usize = 64 * 1024;
+
+/// Deflating what looks like noise is worth it if a sample shrinks by one part of so many.
+const WORTH_DEFLATING: usize = 64;
 
 /// Whether samples that are spread over the bytes become shorter. The fastest level sees that as well as any other.
 fn shrinks(engine: Engine, bytes: &[u8]) -> bool {
@@ -217,9 +226,9 @@ impl Compressor {
     /// Returns `plain` as one zlib stream.
     pub fn compress(&mut self, plain: &[u8]) -> &[u8] {
         let level = |level| State::new(Effort { level, ..self.effort });
-        let state = if looks_like_noise(plain) {
+        let state = if noise::looks_like_noise(plain) {
             let (fastest, storing) = self.for_noise.get_or_insert_with(|| (level(1), level(0)));
-            let sample = noise_sample(plain);
+            let sample = noise::sample(plain);
             let size = fastest.compress(sample, &mut self.stored);
             if size >= sample.len() - sample.len() / WORTH_DEFLATING { storing } else { &mut self.state }
         } else {
@@ -269,37 +278,6 @@ impl State {
     }
 }
 
-/// Bytes of a spot by which it is judged whether bytes look like noise, and at most between one and the next.
-const SPOT_SIZE: usize = 256;
-const SPOT_DISTANCE: usize = 16 * 1024;
-/// Pieces below this are deflated faster than they are judged.
-const NOISE_MIN: usize = 4 * SPOT_SIZE;
-/// Sum of the squares of how often each byte value is in a spot: some 511 ± 23 for noise, twice as much for 64 values
-/// with equal chances, and thousands for text and programs.
-const FLAT: u32 = 640;
-/// Deflating what looks like noise is worth it if a sample shrinks by one part of so many.
-const WORTH_DEFLATING: usize = 64;
-
-/// Whether all values of bytes are about equally frequent, wherever one looks. Tells most bytes that are no noise by the
-/// first spot, so that it costs them next to nothing.
-fn looks_like_noise(bytes: &[u8]) -> bool {
-    let is_flat = |part: &[u8]| {
-        part.first_chunk::<SPOT_SIZE>().is_none_or(|spot| {
-            let mut counts = [0_u32; 256];
-            spot.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
-            counts.iter().map(|count| count * count).sum::<u32>() <= FLAT
-        })
-    };
-    bytes.len() >= NOISE_MIN && bytes.chunks(SPOT_DISTANCE.min(bytes.len() / 4)).all(is_flat)
-}
-
-/// A part of what looks like noise, to look for repetitions in: from its middle, because headers are at the beginning.
-fn noise_sample(bytes: &[u8]) -> &[u8] {
-    let size = (bytes.len() / 4).min(SAMPLE_SIZE / 2);
-    let start = (bytes.len() - size) / 2;
-    &bytes[start..start + size]
-}
-
 /// The first `size` bytes of a buffer that only ever grows.
 fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
     if buffer.len() < size {
@@ -307,128 +285,6 @@ fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
         *buffer = vec![0; size];
     }
     &mut buffer[..size]
-}
-
-/// A writer that deflates what it gets, with zlib-rs, into another writer.
-pub struct CompressingWriter<W: Write> {
-    deflate: Deflate,
-    sink: W,
-    block: Box<[u8]>,
-}
-
-impl<W: Write> fmt::Debug for CompressingWriter<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CompressingWriter")
-    }
-}
-
-impl<W: Write> CompressingWriter<W> {
-    /// Begins a zlib stream of level 1 to 9.
-    pub fn new(sink: W, level: u8) -> Self {
-        let deflate = Deflate::new(i32::from(level.clamp(1, 9)), true, WINDOW_BITS);
-        Self { deflate, sink, block: vec![0; BLOCK_SIZE].into() }
-    }
-
-    /// Ends the stream and returns the sink.
-    pub fn finish(mut self) -> io::Result<W> {
-        while self.step(&[], DeflateFlush::Finish)?.1 != Status::StreamEnd {}
-        Ok(self.sink)
-    }
-
-    fn step(&mut self, input: &[u8], flush: DeflateFlush) -> io::Result<(usize, Status)> {
-        let (consumed, produced) = (self.deflate.total_in(), self.deflate.total_out());
-        let status =
-            self.deflate.compress(input, &mut self.block, flush).map_err(|error| io::Error::other(error.as_str()))?;
-        self.sink.write_all(&self.block[..difference(self.deflate.total_out(), produced)])?;
-        Ok((difference(self.deflate.total_in(), consumed), status))
-    }
-}
-
-impl<W: Write> Write for CompressingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut written = 0;
-        while written < bytes.len() {
-            written += self.step(&bytes[written..], DeflateFlush::NoFlush)?.0;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.sink.flush()
-    }
-}
-
-/// A reader that inflates one zlib stream.
-///
-/// Its errors of kind `InvalidData` mean that the stream is malformed, cut short or followed by other bytes.
-pub struct InflatingReader<R: Read> {
-    inflate: Inflate,
-    source: R,
-    block: Box<[u8]>,
-    /// The part of `block` that is not consumed yet.
-    pending: std::ops::Range<usize>,
-    done: bool,
-}
-
-impl<R: Read> fmt::Debug for InflatingReader<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InflatingReader")
-    }
-}
-
-impl<R: Read> InflatingReader<R> {
-    /// Reads a zlib stream from `source`.
-    pub fn new(source: R) -> Self {
-        Self {
-            inflate: Inflate::new(true, WINDOW_BITS),
-            source,
-            block: vec![0; BLOCK_SIZE].into(),
-            pending: 0..0,
-            done: false,
-        }
-    }
-
-    /// After the end of the zlib stream the source must end, too: its own checks run at its end.
-    fn expect_end(&mut self) -> io::Result<()> {
-        self.done = true;
-        if !self.pending.is_empty() || self.source.read(&mut self.block)? > 0 {
-            return Err(invalid("data after the end of the zlib stream"));
-        }
-        Ok(())
-    }
-}
-
-impl<R: Read> Read for InflatingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.done || buffer.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            let mut at_end = false;
-            if self.pending.is_empty() {
-                let size = self.source.read(&mut self.block)?;
-                self.pending = 0..size;
-                at_end = size == 0;
-            }
-            let (consumed, produced) = (self.inflate.total_in(), self.inflate.total_out());
-            let status = self
-                .inflate
-                .decompress(&self.block[self.pending.clone()], buffer, InflateFlush::NoFlush)
-                .map_err(|error| invalid(error.as_str()))?;
-            self.pending.start += difference(self.inflate.total_in(), consumed);
-            let size = difference(self.inflate.total_out(), produced);
-            if status == Status::StreamEnd {
-                self.expect_end()?;
-                return Ok(size);
-            }
-            if size > 0 {
-                return Ok(size);
-            }
-            if at_end {
-                return Err(invalid("the zlib stream is cut short"));
-            }
-        }
-    }
 }
 
 /// Compresses exactly as stock zlib at level 6 does, byte for byte.
@@ -528,7 +384,7 @@ mod tests {
     fn noise_is_stored_as_it_is() {
         for &engine in Engine::ALL {
             let mut compressor = Compressor::new(Effort { engine, level: 6 });
-            for size in [NOISE_MIN, 5000, SPOT_DISTANCE + 1, 1_000_000] {
+            for size in [noise::NOISE_MIN, 5000, noise::SPOT_DISTANCE + 1, 1_000_000] {
                 let plain = noise(size);
                 let stored = compressor.compress(&plain);
                 // The header of a zlib stream has two bytes, that of a stored block five.
@@ -576,13 +432,31 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_reads_back() {
-        let plain = sample(5 * BLOCK_SIZE + 3);
-        let mut writer = CompressingWriter::new(Vec::new(), 6);
-        for piece in plain.chunks(10_000) {
-            writer.write_all(piece).unwrap();
+    fn a_stream_reads_back_and_is_the_same_on_any_number_of_threads() {
+        let block = 256 * 1024;
+        for size in [0, 1, 300_000, block, 2 * block, 6 * block, 6 * block + 1, 2_000_000] {
+            let plain = sample(size);
+            let streams = [1, 2, 3, 7].map(|threads| {
+                let mut writer = CompressingWriter::new(Vec::new(), 6, threads).unwrap();
+                for piece in plain.chunks(10_000) {
+                    writer.write_all(piece).unwrap();
+                }
+                writer.finish().unwrap()
+            });
+            assert_eq!(inflate("sample", &streams[0], u64::MAX - 1).unwrap(), plain, "{size}");
+            assert!(streams.iter().all(|stream| *stream == streams[0]), "{size}");
         }
-        assert_eq!(inflate("sample", &writer.finish().unwrap(), u64::MAX - 1).unwrap(), plain);
+    }
+
+    #[test]
+    fn blocks_of_a_stream_refer_to_what_is_before_them() {
+        // Repetitions at a distance that no block of its own would see before it is at its end.
+        let plain = noise(30_000).repeat(70);
+        let mut writer = CompressingWriter::new(Vec::new(), 6, 2).unwrap();
+        writer.write_all(&plain).unwrap();
+        let stored = writer.finish().unwrap();
+        assert!(stored.len() < 60_000, "{}", stored.len());
+        assert_eq!(inflate("noise", &stored, 1 << 22).unwrap(), plain);
     }
 
     /// The expected hash is Python's: `sha1(zlib.compress(bytes(i * i % 251 for i in range(100000)), 6))`.
