@@ -28,33 +28,27 @@ struct Class {
 impl Pattern {
     /// Parses a pattern; `None` if a backslash stands before something else than `*`, `?` or `\`.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let mut tokens = Vec::new();
-        let mut bytes = text.iter();
-        while let Some(&byte) = bytes.next() {
-            tokens.push(match byte {
-                b'*' => Token::Any,
-                b'?' => Token::One,
-                b'\\' => match bytes.next() {
-                    Some(&escaped @ (b'*' | b'?' | b'\\')) => Token::Byte(escaped),
-                    _ => return None,
-                },
-                byte => Token::Byte(byte),
-            });
-        }
-        Some(Self(tokens))
+        Self::parse_as(text, false)
     }
 
     /// Parses a pattern of a shell, with `[abc]`, `[a-z]` and `[!a-z]`; a backslash takes the meaning from anything.
     /// `None` if a bracket is not closed or empty, or nothing follows the backslash.
     pub fn parse_shell(text: &[u8]) -> Option<Self> {
+        Self::parse_as(text, true)
+    }
+
+    fn parse_as(text: &[u8], is_shell: bool) -> Option<Self> {
         let mut tokens = Vec::new();
         let mut bytes = text.iter();
         while let Some(&byte) = bytes.next() {
             tokens.push(match byte {
                 b'*' => Token::Any,
                 b'?' => Token::One,
-                b'\\' => Token::Byte(*bytes.next()?),
-                b'[' => Token::Class(Class::parse(&mut bytes)?),
+                b'\\' => match *bytes.next()? {
+                    escaped if is_shell || matches!(escaped, b'*' | b'?' | b'\\') => Token::Byte(escaped),
+                    _ => return None,
+                },
+                b'[' if is_shell => Token::Class(Class::parse(&mut bytes)?),
                 byte => Token::Byte(byte),
             });
         }
