@@ -385,11 +385,13 @@ mod tests {
         for &engine in Engine::ALL {
             let mut compressor = Compressor::new(Effort { engine, level: 6 });
             for size in [noise::NOISE_MIN, 5000, noise::SPOT_DISTANCE + 1, 1_000_000] {
-                let plain = noise(size);
+                let mut plain = noise(size);
+                // Who searches finds this, and makes the smallest one smaller.
+                plain.copy_within(..350, 650);
                 let stored = compressor.compress(&plain);
                 // The header of a zlib stream has two bytes, that of a stored block five.
                 assert_eq!(stored[7..1000], plain[..993], "{engine}, {size}");
-                assert!(stored.len() < size + size / 1000 + 20, "{engine}, {size}: {}", stored.len());
+                assert!((size..size + size / 1000 + 20).contains(&stored.len()), "{engine}, {size}: {}", stored.len());
                 assert_eq!(inflate("noise", stored, 1 << 20).unwrap(), plain, "{engine}, {size}");
             }
         }

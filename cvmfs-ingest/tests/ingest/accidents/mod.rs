@@ -11,6 +11,6 @@ mod rehearsal;
 mod repository;
 mod resume;
 mod signals;
-mod support;
+pub(crate) mod support;
 mod together;
 mod tree;

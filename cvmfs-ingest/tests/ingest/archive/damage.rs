@@ -1,12 +1,12 @@
 //! Truncated, altered and arbitrary archives: never a panic, never a silent loss.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 
 use cvmfs_ingest::archive::{Archive, ArchiveError, EntryKind};
 use proptest::prelude::*;
 
 use super::support::{GNU, Header, Member, USTAR, V7, end, file, members, pax, read, read_compressed, set_checksum};
+use crate::accidents::support::compressed;
 
 /// The parts of an archive with every kind of header; between two parts it may end.
 fn parts() -> Vec<Vec<u8>> {
@@ -99,25 +99,12 @@ fn a_layer_may_end_with_the_content_of_its_last_file() {
     }
 }
 
-fn compressed(bytes: &[u8]) -> [Vec<u8>; 4] {
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gzip.write_all(bytes).unwrap();
-    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::default());
-    bzip2.write_all(bytes).unwrap();
-    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
-    xz.write_all(bytes).unwrap();
-    let mut zstd = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    zstd.include_checksum(true).unwrap();
-    zstd.write_all(bytes).unwrap();
-    [gzip.finish().unwrap(), bzip2.finish().unwrap(), xz.finish().unwrap(), zstd.finish().unwrap()]
-}
-
 #[test]
 fn a_compressed_archive_may_not_end_early_at_all() {
     // Without end marker the archive itself would be complete before the compressed data is.
     for archive in [[parts().concat(), end()].concat(), parts().concat()] {
         let whole = read(&archive).unwrap();
-        for bytes in compressed(&archive) {
+        for (_, bytes) in compressed(&archive) {
             for length in 1..bytes.len() {
                 assert!(read_compressed(bytes[..length].to_vec()).is_err(), "{length} of {}", bytes.len());
             }
@@ -131,7 +118,7 @@ fn a_compressed_archive_may_not_end_early_at_all() {
 fn a_changed_byte_of_compressed_data_is_noticed_or_means_nothing() {
     let archive = [parts().concat(), end()].concat();
     let whole = read(&archive).unwrap();
-    for bytes in compressed(&archive) {
+    for (_, bytes) in compressed(&archive) {
         for at in 0..bytes.len() {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x11;
