@@ -81,9 +81,10 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
     /// Takes so many bytes of the budget.
     fn take(&mut self, bytes: usize) -> Result<()> {
         if !self.shared.try_take(bytes) {
-            // Not woken for every piece: the workers have enough to do until half of it is gone.
-            let in_flight = self.shared.in_flight;
-            let low = (in_flight / 2).min(in_flight.saturating_sub(bytes));
+            // Not woken for every batch of small files: the workers have enough to do until half of it is gone. Large pieces
+            // are few, and the next one has to be there when a worker is done with its own.
+            let room = self.shared.in_flight.saturating_sub(bytes);
+            let low = if bytes > SMALL_FILE { room } else { room.min(self.shared.in_flight / 2) };
             self.wait(Wanted { bytes: low, jobs: usize::MAX })?;
             self.shared.take(bytes);
         }
