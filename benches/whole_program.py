@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Times whole programs, beside tools that anybody can run on the same machine.
 
-Three trees, made on the spot: `small` has 60,000 files, as software has them; `rootfs` is what debootstrap installs; `large`
-has four files of 200 to 300 MB. The rows of each:
+Three trees, made on the spot: `small` has 60,000 files of at most 1 MB, as software has them; `rootfs` is what debootstrap
+installs; `large` has four files of 200 to 300 MB. The rows of each:
 
-  new         cvmfs-ingest of the tarball into an empty repository
-  known       the same tarball once more, below another directory
+  new         cvmfs-ingest of the tarball into an empty repository, as a nested catalog
+  known       the same tarball once more, below another directory, as another nested catalog
   unchanged   the same tarball once more, below the same directory
   verify      cvmfs-publish verify: reads every file back
-  floor       the work that an ingest cannot avoid: deflate and SHA-1 of all files on all cores, from memory to nowhere
+  floor       deflate and SHA-1 of all files on all cores, from memory to nowhere
   files       the same with each result written as a file, as the format wants it
   known files the work that known content needs at least: BLAKE3 of all files, and a look at the file of each
   pigz        pigz -p2 -6 of the tarball, to nowhere
 
+`sizes` has files of software again, by their size: what a file costs, whatever its size, beside what its bytes cost.
 `entries` ingests 10^4, 10^5 and 10^6 tiny files in nested catalogs of 10^4; `compressed` ingests the tarball of rootfs as
 other programs compress it, beside these programs.
 
@@ -41,7 +42,11 @@ MEGABYTE = 10**6
 SOFTWARE = ("/usr/include", "/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/usr/share/zoneinfo",
             "/usr/lib/gcc", "/usr/libexec/gcc", "/usr/share/man", "/usr/share/locale", "/usr/share", "/usr/lib")
 SMALL_FILES = 60_000
-SMALL_SIZE = MEGABYTE
+SMALL_SIZES = range(MEGABYTE + 1)
+# The trees of `sizes`: files of these sizes, and how many of them.
+SIZES = {"1 to 4 kB": range(1000, 4000), "4 to 16 kB": range(4000, 16_000), "16 to 64 kB": range(16_000, 64_000),
+         "64 to 256 kB": range(64_000, 256_000)}
+SIZES_FILES = 20_000
 # What stands for a root file system where debootstrap cannot make one.
 SYSTEM = ("/etc", "/usr/bin", "/usr/sbin", "/usr/share/zoneinfo", "/usr/lib")
 SYSTEM_FILES = 6_000
@@ -53,7 +58,7 @@ COMPRESSORS = {"gzip": "gz", "zstd": "zst", "xz": "xz", "bzip2": "bz2"}
 
 def main(names):
     benches = {"small": bench_tree(make_small), "rootfs": bench_tree(make_rootfs), "large": bench_tree(make_large),
-               "entries": bench_entries, "compressed": bench_compressed}
+               "sizes": bench_sizes, "entries": bench_entries, "compressed": bench_compressed}
     for name in names:
         if name not in benches:
             sys.exit("bench: no benchmark %r; there are: %s" % (name, ", ".join(benches)))
@@ -70,21 +75,21 @@ def main(names):
 
 # --- trees ----------------------------------------------------------------------------------------------------------
 
-def copy_trees(sources, tree, wanted, largest=sys.maxsize):
-    """Copies what everybody may read of some trees, but for larger files, until there are so many; returns their number."""
+def copy_trees(sources, tree, wanted, sizes=range(sys.maxsize)):
+    """Copies what everybody may read of some trees: links, and files of some sizes until there are so many; returns their number."""
     copied = 0
     for source in sources:
         for directory, _, names in os.walk(source):
             copy = tree + directory
             if os.path.isdir(copy):
                 continue                                         # a tree of above, again
-            os.makedirs(copy)
             for name in names:
                 path = os.path.join(directory, name)
                 is_link = os.path.islink(path)
-                is_file = not is_link and os.path.isfile(path) and os.path.getsize(path) <= largest
+                is_file = not is_link and os.path.isfile(path) and os.path.getsize(path) in sizes
                 if copied < wanted and (is_link or is_file) and os.access(path, os.R_OK):
-                    shutil.copy2(path, copy, follow_symlinks=False)
+                    os.makedirs(copy, exist_ok=True)
+                    shutil.copy2(path, os.path.join(copy, name), follow_symlinks=False)
                     copied += is_file
             if copied == wanted:
                 return copied
@@ -92,7 +97,7 @@ def copy_trees(sources, tree, wanted, largest=sys.maxsize):
 
 
 def make_small(tree):
-    copied = copy_trees(SOFTWARE, tree, SMALL_FILES, SMALL_SIZE)
+    copied = copy_trees(SOFTWARE, tree, SMALL_FILES, SMALL_SIZES)
     # A machine with little software: text of the size of sources makes up for it.
     chance = random.Random(1)
     words = made_up_words(chance)
@@ -165,6 +170,28 @@ def bench_tree(make):
         new, known = rows.median("new"), rows.median("known")
         print("\nKnown content takes 1/%.1f of the time of new content." % (new / known))
     return bench
+
+
+def bench_sizes(_, directory):
+    heading("sizes: files as found below /usr, by their size")
+    print("| size | files | of | new | x floor | x floor with files | known | times faster |\n|" + " --- |" * 8)
+    for name, sizes in SIZES.items():
+        place, rows = os.path.join(directory, "sizes"), Rows()
+        os.mkdir(place)
+        tree, tarball = make_tarball(lambda tree: copy_trees(SOFTWARE, tree, SIZES_FILES, sizes), place)
+        found = [os.lstat(os.path.join(path, name)).st_size for path, _, names in os.walk(tree) for name in names]
+        site = Site(place)
+        for _ in range(RUNS):
+            site.make()
+            rows.add("new", site.ingest(tarball, "first"))
+            rows.add("known", site.ingest(tarball, "second"))
+            for row, measured in floor(tree, os.path.join(place, "objects")).items():
+                rows.add(row, measured)
+        new, known, least, files = (rows.median(row) for row in ("new", "known", "floor", "files"))
+        print("| %s | %d | %.0f MB | %.2f s | %.2f | %.2f | %.2f s | %.1f |"
+              % (name, len(found), sum(found) / MEGABYTE, new, new / least, new / files, known, new / known))
+        sys.stdout.flush()
+        remove(place)
 
 
 def bench_entries(_, directory):
@@ -241,7 +268,7 @@ class Site:
         self.run("cvmfs-publish", "-q", "mkfs", FQRN)
 
     def ingest(self, tarball, base_dir):
-        return self.run("cvmfs-ingest", "-q", "--tar", tarball, "--base-dir", base_dir)
+        return self.run("cvmfs-ingest", "-q", "--tar", tarball, "--base-dir", base_dir, "--catalog")
 
     def run(self, program, *arguments):
         return run([os.path.join(os.environ["BIN"], program), *arguments], self.environment)

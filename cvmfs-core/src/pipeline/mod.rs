@@ -49,7 +49,7 @@ pub struct Options {
     pub external: bool,
     /// Bytes that a file may have; a larger one is refused before any of it is read.
     pub file_size_limit: u64,
-    /// Worker threads; 0 for one a core.
+    /// Worker threads, and threads that deflate a large file that is not cut; 0 for one a core.
     pub threads: usize,
     /// Plain bytes that may be in memory at once, but at least the largest piece; `None` for what the threads need to
     /// work side by side.
