@@ -74,7 +74,7 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 pub(crate) fn change_sets(spool: &Path) -> Result<Vec<PathBuf>> {
     let mut files = files_in(&journals(spool))?;
     files.retain(|file| !is_beside_database(file));
-    let layers = files_in(&spool.join("layers"))?;
+    let layers = files_in(&layers(spool))?;
     files.extend(layers.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "changes")));
     Ok(files)
 }
@@ -82,6 +82,11 @@ pub(crate) fn change_sets(spool: &Path) -> Result<Vec<PathBuf>> {
 /// Where change sets are that are being made.
 pub(crate) fn journals(spool: &Path) -> PathBuf {
     spool.join("changes")
+}
+
+/// Where change sets of image layers wait until an image needs them.
+pub(crate) fn layers(spool: &Path) -> PathBuf {
+    spool.join("layers")
 }
 
 /// The regular files in a directory, at any depth; none if it does not exist.

@@ -190,6 +190,7 @@ impl Publisher {
         let before = UnixSeconds(now.0 - ABANDONED_SECONDS);
         let removed = self.store.remove_abandoned(before)?
             + remove_old_files(&self.journals(), before)?
+            + remove_old_files(&changeset::layers(&self.config.spool), before)?
             + remove_old_files(&self.scratch()?, before)?;
         if removed > 0 {
             tracing::info!(removed, "removed files of runs that were killed");

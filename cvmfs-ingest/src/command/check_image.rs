@@ -1,6 +1,6 @@
 use cvmfs_core::cli::GlobalArgs;
-use cvmfs_core::error::Result;
-use cvmfs_ingest::image::reference::Reference;
+use cvmfs_core::error::{Error, Result};
+use cvmfs_ingest::image::reference::Transport;
 use serde::Serialize;
 
 /// Take the name of an image apart
@@ -13,8 +13,8 @@ use serde::Serialize;
   cvmfs-ingest check-image --machine-friendly 'registry.example.org/team/app:1.*'"
 )]
 pub(super) struct Arguments {
-    /// The image: `[SCHEME://]REGISTRY[:PORT]/REPOSITORY[:TAG][@DIGEST]`
-    image: Reference,
+    /// The image: `[SCHEME://]REGISTRY[:PORT]/REPOSITORY[:TAG][@DIGEST]`, or `docker://NAME`
+    image: Transport,
     /// Print comma-separated values
     #[arg(short = 'z', long, conflicts_with = "json")]
     machine_friendly: bool,
@@ -34,7 +34,9 @@ struct Report {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let image = &arguments.image;
+    let Transport::Registry(image) = &arguments.image else {
+        return Err(Error::invalid("image", "it is in a file, and has no name of a registry to take apart"));
+    };
     let report = Report {
         name: image.whole_name(),
         scheme: image.scheme.to_string(),

@@ -74,12 +74,15 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     loop {
         let begin = Instant::now();
         match round() {
-            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            // Being interrupted is how a loop ends.
+            Err(Error::Cancelled) => return Ok(()),
             Err(error) => global.warn(&[error.to_string()]),
             Ok(()) => {}
         }
         while begin.elapsed() < Duration::from_secs(arguments.interval) {
-            cancel.check()?;
+            if cancel.check().is_err() {
+                return Ok(());
+            }
             thread::sleep(POLL);
         }
     }
@@ -182,6 +185,11 @@ impl<'a> Wanted<'a> {
         let named = arguments.repo.as_ref().or(recipe.repository.as_ref());
         let name =
             named.ok_or_else(|| Error::invalid(arguments.recipe.display().to_string(), "it names no repository"))?;
+        if let Some(other) = recipe.repository.as_ref().filter(|other| *other != name) {
+            global.warn(&[format!(
+                "the wish list is for {other}; its images go to {name}, as --repo or CVMFS_REPO says"
+            )]);
+        }
         let publisher = Publisher::open(&global.server_root()?, name)?;
 
         // 3. The images that patterns stand for now.

@@ -59,6 +59,9 @@ fn request(arguments: &Arguments, cancel: &Cancel) -> Result<Request> {
     let (store, reference) = registries.open(&arguments.image)?;
     let thin = arguments.thin.as_ref().map(|name| thin::Target::new(name, &registries)).transpose()?;
     let name = match (&arguments.name, &arguments.image) {
+        (Some(name), _) if name.is_pattern() => {
+            return Err(Error::invalid(name.whole_name(), "one image has one name, and not a pattern"));
+        }
         (Some(name), _) => name.clone(),
         (None, Transport::Registry(reference)) => reference.clone(),
         (None, Transport::DockerArchive(_, Some(name))) => docker_name(name)?,

@@ -11,6 +11,7 @@ use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::publication;
 use cvmfs_core::repository::Selector;
+use cvmfs_core::tree::Tree;
 use serde::Serialize;
 
 use super::Image;
@@ -62,10 +63,11 @@ pub fn prune(
     cancel: &Cancel,
 ) -> Result<Pruned> {
     let _lock = contents::lock(publisher, options.publication.commit.patience, cancel)?;
-    let inventory = inventory(publisher, options)?;
+    let mut tree = head(publisher, options)?;
+    let inventory = Inventory::read(&mut tree)?;
     let gone: Vec<&Named> = inventory.images.iter().filter(|image| is_gone(image)).collect();
     let names = gone.iter().map(|image| image.name.clone()).collect();
-    let entries = inventory.unname(gone, options.now)?;
+    let entries = inventory.unname(&gone, &mut tree, options.now)?;
     Ok(Pruned { names, revision: publish(publisher, entries, options, cancel)? })
 }
 
@@ -75,13 +77,14 @@ pub fn prune(
 /// Nothing is removed after an error.
 pub fn collect(publisher: &Publisher, grace_period: i64, options: &Options, cancel: &Cancel) -> Result<Collected> {
     let _lock = contents::lock(publisher, options.publication.commit.patience, cancel)?;
-    let inventory = inventory(publisher, options)?;
+    let mut tree = head(publisher, options)?;
+    let inventory = Inventory::read(&mut tree)?;
     let garbage = inventory.garbage()?;
     let mut since = Since::load(publisher)?;
     since.update(&garbage, options.now);
     let is_due = |name: &String| options.now.0 - since.0.get(name).copied().unwrap_or(options.now.0) >= grace_period;
     let (removed, waiting) = garbage.partition(&is_due);
-    let entries = inventory.remove(&removed, options.now)?;
+    let entries = inventory.remove(&removed, &mut tree, options.now)?;
     let revision = publish(publisher, entries, options, cancel)?;
     if !options.dry_run {
         since.update(&waiting, options.now);
@@ -104,8 +107,8 @@ pub(super) fn refer_again<'i>(publisher: &Publisher, images: impl IntoIterator<I
     if since.0.len() == before { Ok(()) } else { since.save(publisher) }
 }
 
-fn inventory(publisher: &Publisher, options: &Options) -> Result<Inventory> {
-    Inventory::read(&mut publisher.head(options.now)?.tree(&Selector::Head)?)
+fn head(publisher: &Publisher, options: &Options) -> Result<Tree> {
+    publisher.head(options.now)?.tree(&Selector::Head)
 }
 
 fn publish(publisher: &Publisher, entries: Vec<Generated>, options: &Options, cancel: &Cancel) -> Result<Option<u64>> {

@@ -26,7 +26,7 @@ use super::layout::apptainer::{self, Found};
 use super::layout::bookkeeping::{self, Permissions, PodmanMode, Policy, Record, Whiteouts};
 use super::layout::podman::{self, Links};
 use super::layout::{self, FlatPlace, Generated, LayerPlace, NamePlace};
-use super::library::{Library, exists, layer_form, platforms, read_document, read_record};
+use super::library::{Library, exists, flat_permissions, layer_form, platforms, read_document};
 use super::reference::Reference;
 use super::unpack::{Flatten, Unpack};
 use super::{Image, Layer, Platform};
@@ -122,9 +122,9 @@ impl<'a> ImageSource<'a> {
     pub fn new(tree: Tree, layers: &'a Layers<'a>, wanted: &[Wanted], options: &Options) -> Result<Self> {
         let mut plan = Plan::new(Library::new(tree, layers), options)?;
         wanted.iter().try_for_each(|wanted| plan.add(wanted))?;
-        let (library, stages) = plan.finish()?;
+        let (library, stages, warnings) = plan.finish()?;
         let (ready, content) = (VecDeque::new(), Cursor::default());
-        Ok(Self { library: Some(library), stages, owned: options.owned, ready, content, warnings: Vec::new() })
+        Ok(Self { library: Some(library), stages, owned: options.owned, ready, content, warnings })
     }
 
     /// Changes that are known already.
@@ -255,6 +255,9 @@ struct Plan<'a, 'o> {
     /// The images of this revision that have a layer.
     origins: HashMap<Digest, Vec<Digest>>,
     podman: podman::Store,
+    /// The names of the images of this revision so far.
+    named: HashSet<NamePlace>,
+    warnings: Vec<String>,
 }
 
 impl<'a, 'o> Plan<'a, 'o> {
@@ -262,16 +265,16 @@ impl<'a, 'o> Plan<'a, 'o> {
         let images = read_document(&mut library.tree, &podman::images_file())?;
         let layers = read_document(&mut library.tree, &podman::layers_file())?;
         let podman = podman::Store::open(images.as_deref(), layers.as_deref(), options.links.clone())?;
-        let (stages, planned, origins) = (VecDeque::new(), HashSet::new(), HashMap::new());
-        Ok(Self { library, options, stages, planned, removed: Vec::new(), origins, podman })
+        let (stages, planned, removed, origins, named, warnings) = Default::default();
+        Ok(Self { library, options, stages, planned, removed, origins, podman, named, warnings })
     }
 
-    /// What remains when all images are planned: podman has lists of them.
-    fn finish(mut self) -> Result<(Library<'a>, VecDeque<Stage>)> {
+    /// What remains when all images are planned: podman has lists of them. Returns warnings, too.
+    fn finish(mut self) -> Result<(Library<'a>, VecDeque<Stage>, Vec<String>)> {
         let empty = podman::Store::open(None, None, Links::Relative)?;
         let entries = std::mem::replace(&mut self.podman, empty).finish(self.options.owned.now);
         self.generate(entries)?;
-        Ok((self.library, self.stages))
+        Ok((self.library, self.stages, self.warnings))
     }
 
     fn add(&mut self, wanted: &Wanted) -> Result<()> {
@@ -281,7 +284,7 @@ impl<'a, 'o> Plan<'a, 'o> {
                 self.unpack_layers(image)?;
             }
             if self.options.policy.flat {
-                self.flatten(wanted, image)?;
+                self.flatten(image)?;
             }
             self.write_down(wanted, image)?;
         }
@@ -347,20 +350,16 @@ impl<'a, 'o> Plan<'a, 'o> {
         Ok(())
     }
 
-    fn flatten(&mut self, wanted: &Wanted, image: &Rc<Image>) -> Result<()> {
+    fn flatten(&mut self, image: &Rc<Image>) -> Result<()> {
         let place = FlatPlace::of(image);
         if !self.planned.insert(place.root().clone()) {
             return Ok(());
         }
         let permissions = self.options.policy.permissions;
-        if exists(&mut self.library.tree, place.root())? {
-            let record = read_record(&mut self.library.tree, &wanted.place(image)?)?;
-            let is_as_wanted =
-                |record: Record| record.config != image.config.digest || record.policy.permissions == permissions;
-            if record.is_none_or(is_as_wanted) {
-                return Ok(());
-            }
-            self.remove(place.root())?;
+        match flat_permissions(&mut self.library.tree, &place)? {
+            Some(present) if present == permissions => return Ok(()),
+            Some(_) => self.remove(place.root())?,
+            None => {}
         }
         self.generate(place.catalogs())?;
         self.stages.push_back(Stage::Flatten(Rc::clone(image), permissions));
@@ -442,13 +441,43 @@ impl<'a, 'o> Plan<'a, 'o> {
     /// podman has one image of a name.
     fn tell_podman(&mut self, wanted: &Wanted) -> Result<()> {
         let (Some(mode), Some(image)) = (self.options.policy.podman, wanted.main()) else { return Ok(()) };
-        let Reference { registry, repository, .. } = &wanted.name;
-        let names = podman::names(registry, repository, layout::Reference::of(&wanted.name)?);
+        let names = self.podman_names(&wanted.name)?;
+        if let Some(problem) = podman::problem(image) {
+            self.warnings.push(format!("not in podman's store, because podman could not read it: {problem}"));
+            self.podman.remove_names(&names);
+            return Ok(());
+        }
+        if names.is_empty() {
+            self.warnings.push("podman takes the name for none: it has the image without a name".to_owned());
+        }
         let sizes = self.sizes(image)?;
+        let mode = if mode == PodmanMode::Layers && image.layers.len() > podman::MAX_LAYERS && self.options.policy.flat
+        {
+            let (layers, most) = (image.layers.len(), podman::MAX_LAYERS);
+            self.warnings.push(format!("{layers} layers, of which podman mounts {most}: it gets the merged tree"));
+            PodmanMode::Flat
+        } else {
+            mode
+        };
         let content = match mode {
             PodmanMode::Layers => podman::Content::Layers { sizes: &sizes },
             PodmanMode::Flat => podman::Content::Flat { size: sizes.iter().sum() },
         };
         self.podman.add(&podman::Addition { image, names: &names, content }, self.options.owned.now)
+    }
+
+    /// What podman calls an image. A name that users type for it is not taken from an image that is really called so.
+    fn podman_names(&mut self, name: &Reference) -> Result<Vec<String>> {
+        let Reference { registry, repository, .. } = name;
+        let reference = layout::Reference::of(name)?;
+        self.named.insert(NamePlace::of(name)?);
+        let mut names = Vec::from_iter(podman::name(registry, repository, reference));
+        if let Some((registry, repository)) = podman::alias(registry, repository) {
+            let place = NamePlace::new(registry, &repository, reference)?;
+            if !self.named.contains(&place) && self.library.tree.find(&place.metadata())?.is_none() {
+                names.extend(podman::name(registry, &repository, reference));
+            }
+        }
+        Ok(names)
     }
 }

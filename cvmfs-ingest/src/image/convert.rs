@@ -14,7 +14,7 @@ use std::time::Instant;
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::entry::EntryKind;
-use cvmfs_core::error::Result;
+use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::display;
 use cvmfs_core::progress::{Cancel, Progress, Silent};
 use cvmfs_core::publication;
@@ -28,7 +28,7 @@ use super::layer::Layers;
 use super::layout::bookkeeping::Policy;
 use super::layout::podman::Links;
 use super::layout::{FlatPlace, Generated, NamePlace};
-use super::library::{Library, platforms, read_record};
+use super::library::{Library, flat_permissions, platforms, read_record};
 use super::manifest::{self, Platforms};
 use super::notify::{Event, Listener, action, new_id};
 use super::reference::Reference;
@@ -178,7 +178,7 @@ impl<'a> Converter<'a> {
         let mut planned = Planned {
             name: request.name.whole_name(),
             digest: resolved.to_string(),
-            current: self.is_current(&mut tree, request, &resolved)?,
+            current: self.is_current(&mut tree, &request.name, request.thin.as_ref(), &resolved)?,
             moves: tree.find(NamePlace::of(&request.name)?.link())?.is_some(),
             layers: 0,
             bytes: 0,
@@ -196,13 +196,18 @@ impl<'a> Converter<'a> {
     }
 
     /// Whether there is nothing to do for an image.
-    fn is_current(&self, tree: &mut Tree, request: &Request, resolved: &Digest) -> Result<bool> {
-        if self.options.again || request.thin.as_ref().map_or(Ok(false), |thin| thin.is_pending(self.publisher))? {
+    fn is_current(
+        &self,
+        tree: &mut Tree,
+        name: &Reference,
+        thin: Option<&thin::Target>,
+        resolved: &Digest,
+    ) -> Result<bool> {
+        if self.options.again || thin.map_or(Ok(false), |thin| thin.is_pending(self.publisher))? {
             return Ok(false);
         }
-        let thin = request.thin.as_ref().map(thin::Target::name);
-        let policy = Policy { thin, ..self.options.contents.policy.clone() };
-        has_as_wanted(tree, request, resolved, &policy)
+        let policy = Policy { thin: thin.map(thin::Target::name), ..self.options.contents.policy.clone() };
+        has_as_wanted(tree, name, resolved, &policy)
     }
 
     /// The layers of images that are neither in the repository nor fetched.
@@ -220,12 +225,17 @@ impl<'a> Converter<'a> {
     /// Does all for an image but publish it: fetches what is missing.
     pub fn prepare(&self, request: &Request, progress: &dyn Progress, cancel: &Cancel) -> Result<Prepared> {
         let start = Instant::now();
+        if request.thin.as_ref().is_some_and(|thin| thin.replaces(&*request.store, &request.reference)) {
+            let reason = "the thin image would take the place of the image that it stands for";
+            return Err(Error::invalid(request.name.whole_name(), reason));
+        }
+
         // 1. What does the name stand for, and is that what the repository has?
         let resolved = resolved(request)?;
         let mut tree = self.head()?;
         let mut outcome =
             Outcome { name: request.name.whole_name(), digest: resolved.to_string(), ..Outcome::default() };
-        if self.is_current(&mut tree, request, &resolved)? {
+        if self.is_current(&mut tree, &request.name, request.thin.as_ref(), &resolved)? {
             outcome.seconds = start.elapsed().as_secs_f64();
             return Ok(Prepared { outcome, wanted: None, fetched: Vec::new(), thin: None });
         }
@@ -307,12 +317,24 @@ impl<'a> Converter<'a> {
 
     /// Publishes images as one revision. Their thin images are still to be pushed.
     pub fn publish(&self, prepared: &mut [&mut Prepared], cancel: &Cancel) -> Result<()> {
-        let wanted: Vec<Wanted> = prepared.iter().filter_map(|prepared| prepared.wanted.clone()).collect();
-        if wanted.is_empty() {
+        if prepared.iter().all(|prepared| prepared.wanted.is_none()) {
             return Ok(());
         }
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = contents::lock(self.publisher, self.options.publication.commit.patience, cancel)?;
+        // Another process may have published the same meanwhile.
+        let mut tree = self.head()?;
+        for Prepared { wanted, thin, .. } in prepared.iter_mut().map(|prepared| &mut **prepared) {
+            if let Some(Wanted { name, resolved, .. }) = wanted
+                && self.is_current(&mut tree, name, thin.as_ref(), resolved)?
+            {
+                *wanted = None;
+            }
+        }
+        let wanted: Vec<Wanted> = prepared.iter().filter_map(|prepared| prepared.wanted.clone()).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
         for target in prepared.iter().filter_map(|prepared| prepared.thin.as_ref()) {
             target.note(self.publisher, true)?;
         }
@@ -397,8 +419,8 @@ fn resolved(request: &Request) -> Result<Digest> {
 }
 
 /// Whether the repository has what a name stands for, with all that is wanted of it.
-fn has_as_wanted(tree: &mut Tree, request: &Request, resolved: &Digest, policy: &Policy) -> Result<bool> {
-    let place = NamePlace::of(&request.name)?;
+fn has_as_wanted(tree: &mut Tree, name: &Reference, resolved: &Digest, policy: &Policy) -> Result<bool> {
+    let place = NamePlace::of(name)?;
     let mut records = Vec::new();
     if policy.platforms == Platforms::All {
         for platform in platforms(tree)? {
@@ -413,7 +435,11 @@ fn has_as_wanted(tree: &mut Tree, request: &Request, resolved: &Digest, policy: 
         if !record.is_current(resolved, policy) {
             return Ok(false);
         }
-        if policy.flat && !leads_to(tree, &place.public(&FlatPlace::of_config(&record.config)))? {
+        let flat = FlatPlace::of_config(&record.config);
+        let is_as_wanted = |tree: &mut Tree| {
+            Ok(leads_to(tree, &place.public(&flat))? && flat_permissions(tree, &flat)? == Some(policy.permissions))
+        };
+        if policy.flat && !is_as_wanted(tree)? {
             return Ok(false);
         }
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cvmfs_core::catalog::{AUTO_MARKER, MARKER};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::entry::EntryKind;
 use cvmfs_core::error::{Error, Result};
@@ -16,7 +17,7 @@ use super::Platform;
 use super::digest::Digest;
 use super::layout::bookkeeping::Record;
 use super::layout::podman::{self, Links, Store};
-use super::layout::{self, FlatPlace, Generated, LayerPlace};
+use super::layout::{self, FlatPlace, Generated, LayerPlace, NamePlace};
 use super::library::read_document;
 use super::manifest::{self, Content};
 
@@ -88,17 +89,21 @@ impl Inventory {
 
     /// Takes images away from those who look for them by name: their links, what is written down about them, and their
     /// names in podman's store.
-    pub fn unname<'a>(&self, gone: impl IntoIterator<Item = &'a Named>, now: UnixSeconds) -> Result<Vec<Generated>> {
-        let mut entries = Vec::new();
+    pub fn unname(&self, gone: &[&Named], tree: &mut Tree, now: UnixSeconds) -> Result<Vec<Generated>> {
+        let mut paths = Vec::new();
         let mut podman_names = Vec::new();
+        let stays = |name: &str| {
+            self.images
+                .iter()
+                .any(|image| image.plain_name() == name && !gone.iter().any(|gone| gone.name == image.name))
+        };
         for image in gone {
-            entries.push(Generated::Remove { path: image.metadata.clone() });
-            entries.push(Generated::Remove { path: image.name.parse()? });
             let plain = image.plain_name();
-            // The link that leads to all platforms.
-            entries.push(Generated::Remove { path: plain.parse()? });
-            podman_names.extend(podman_names_of(plain));
+            // The last one is the link that leads to all platforms.
+            paths.extend([image.metadata.clone(), image.name.parse()?, plain.parse()?]);
+            podman_names.extend(podman_names_of(plain, &stays));
         }
+        let mut entries = removals(paths, tree)?;
         if let Some(mut store) = self.store()? {
             store.remove_names(&podman_names);
             entries.extend(store.finish(now));
@@ -129,11 +134,10 @@ impl Inventory {
     }
 
     /// What removes garbage.
-    pub fn remove(&self, garbage: &Garbage, now: UnixSeconds) -> Result<Vec<Generated>> {
-        let mut entries = Vec::new();
+    pub fn remove(&self, garbage: &Garbage, tree: &mut Tree, now: UnixSeconds) -> Result<Vec<Generated>> {
         let flat = garbage.flat.iter().filter_map(|hex| self.flat.get(hex));
         let layers = garbage.layers.iter().filter_map(|hex| self.layers.get(hex));
-        entries.extend(flat.chain(layers).map(|path| Generated::Remove { path: path.clone() }));
+        let mut entries = removals(flat.chain(layers).cloned().collect(), tree)?;
         if let Some(mut store) = self.store()? {
             let ids: Vec<Digest> =
                 garbage.podman.iter().map(|hex| format!("sha256:{hex}").parse()).collect::<Result<_>>()?;
@@ -157,12 +161,38 @@ impl Named {
     }
 }
 
-fn podman_names_of(name: &str) -> Vec<String> {
-    let Ok(reference) = name.parse::<super::reference::Reference>() else { return Vec::new() };
-    match layout::Reference::of(&reference) {
-        Ok(tag) => podman::names(&reference.registry, &reference.repository, tag),
-        Err(_) => Vec::new(),
+/// What podman calls an image, but for names of images that stay.
+fn podman_names_of(name: &str, stays: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let Ok(image) = name.parse::<super::reference::Reference>() else { return Vec::new() };
+    let Ok(reference) = layout::Reference::of(&image) else { return Vec::new() };
+    let mut names = Vec::from_iter(podman::name(&image.registry, &image.repository, reference));
+    if let Some((registry, repository)) = podman::alias(&image.registry, &image.repository) {
+        let place = NamePlace::new(registry, &repository, reference);
+        if place.is_ok_and(|place| !stays(&display(place.link().as_bytes()))) {
+            names.extend(podman::name(registry, &repository, reference));
+        }
     }
+    names
+}
+
+/// What removes paths, and the directories that are empty without them.
+fn removals(paths: Vec<RepoPath>, tree: &mut Tree) -> Result<Vec<Generated>> {
+    let mut gone: BTreeSet<RepoPath> = paths.iter().cloned().collect();
+    let mut waiting = paths.clone();
+    let mut emptied = Vec::new();
+    while let Some(directory) = waiting.pop().and_then(|path| path.parent()) {
+        if directory.is_root() || gone.contains(&directory) || tree.find(&directory)?.is_none() {
+            continue;
+        }
+        let mut rows = tree.list(&directory)?.into_iter();
+        let is_marker = |name: &[u8]| name == MARKER || name == AUTO_MARKER;
+        if rows.all(|row| is_marker(&row.name) || directory.child(&row.name).is_ok_and(|path| gone.contains(&path))) {
+            gone.insert(directory.clone());
+            waiting.push(directory.clone());
+            emptied.push(directory);
+        }
+    }
+    Ok(paths.into_iter().chain(emptied).map(|path| Generated::Remove { path }).collect())
 }
 
 /// All images that are written down.

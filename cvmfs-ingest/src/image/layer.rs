@@ -26,6 +26,7 @@ use cvmfs_core::lock::FileLock;
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::pipeline;
 use cvmfs_core::progress::{Cancel, Progress};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 use serde::{Deserialize, Serialize};
 
 use super::Layer;
@@ -67,9 +68,13 @@ impl<'a> Layers<'a> {
     /// Opens a layer that was fetched before and is not in the repository yet.
     pub fn open(&self, layer: &Layer) -> Result<Option<(ChangeSet, Facts)>> {
         let path = self.path(&layer.blob.digest);
-        if !path.try_exists().at(&path)? {
-            return Ok(None);
-        }
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.at(&path)?,
+        };
+        // What is old goes; this is needed.
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        futimens(&file, &Timestamps { last_access: now, last_modification: now }).map_err(io::Error::from).at(&path)?;
         let changes = ChangeSet::open_read_only(&path)?;
         let about = changes.about()?.unwrap_or_default();
         let facts: Facts = serde_json::from_str(&about)

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 use super::digest::Digest;
 use super::layer::{Facts, Layers};
-use super::layout::bookkeeping::{Record, Whiteouts};
-use super::layout::{self, LayerPlace, NamePlace};
+use super::layout::bookkeeping::{Permissions, Record, Whiteouts};
+use super::layout::{self, FlatPlace, LayerPlace, NamePlace};
 use super::rows::{Fetched, Rows, Unpacked};
 use super::stack::Stack;
 use super::{Image, Layer};
@@ -137,6 +137,14 @@ pub fn layer_form(tree: &mut Tree) -> Result<Option<Whiteouts>> {
         // The reference's converter writes nothing down, and keeps the files of the archives.
         None => Ok(exists(tree, &LayerPlace::all())?.then_some(Whiteouts::Aufs)),
     }
+}
+
+/// How permissions were kept in the tree of an image; `None` if there is no such tree.
+pub fn flat_permissions(tree: &mut Tree, place: &FlatPlace) -> Result<Option<Permissions>> {
+    let Some(parent) = place.root().parent() else { return Ok(None) };
+    // As in finding whether it exists: the catalog that begins there stays closed.
+    let row = tree.directory(&parent)?.find(place.root().name())?;
+    Ok(row.map(|row| Permissions::of_tree(&row.entry)))
 }
 
 /// The directories of names for single platforms.

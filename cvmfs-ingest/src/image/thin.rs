@@ -15,6 +15,7 @@ use super::layout::thin::{MANIFEST_TYPE, Thin, thin};
 use super::recipe::Recipe;
 use super::reference::Reference;
 use super::registry::{HostPattern, Registries, Repository, Secret};
+use super::source::ImageStore;
 
 /// Where the thin images of wish lists go.
 #[derive(Debug)]
@@ -78,6 +79,11 @@ impl Target {
     /// The whole name.
     pub fn name(&self) -> String {
         self.name.whole_name()
+    }
+
+    /// Whether this is where an image comes from.
+    pub(super) fn replaces(&self, store: &dyn ImageStore, reference: &str) -> bool {
+        store.describe() == self.repository.describe() && reference == self.tag
     }
 
     /// Pushes the thin image of an image whose layers a repository has; `origin` is what the image was asked for as.

@@ -8,6 +8,7 @@ use cvmfs_core::change::{Change, Content};
 use cvmfs_core::entry::Entry;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::path::RepoPath;
+use cvmfs_core::xattr::Xattrs;
 
 use super::layout::bookkeeping::{Permissions, Whiteouts};
 use super::rows::{Rows, Says, Statement};
@@ -90,7 +91,26 @@ impl Unpack {
     }
 }
 
+/// The attribute of a tree's root that says how permissions were kept in it; `keep` if it has none. What is written down about
+/// an image goes with its name, and the tree may outlive that or have several names.
+const PERMISSIONS: &[u8] = b"user.cvmfs.permissions";
+const WORLD_READABLE: &[u8] = b"world-readable";
+
 impl Permissions {
+    /// How permissions were kept in a tree, by the entry of its root.
+    pub fn of_tree(root: &Entry) -> Self {
+        if root.xattrs.get(PERMISSIONS) == Some(WORLD_READABLE) { Self::WorldReadable } else { Self::Keep }
+    }
+
+    fn note(self, root: &mut Entry) -> Result<()> {
+        // An image may have been made of such a tree.
+        (root.xattrs, _) = Xattrs::collect(root.xattrs.iter().filter(|(name, _)| *name != PERMISSIONS));
+        match self {
+            Self::Keep => Ok(()),
+            Self::WorldReadable => root.xattrs.set(PERMISSIONS, WORLD_READABLE),
+        }
+    }
+
     fn apply(self, entry: &mut Entry) {
         if self == Self::Keep {
             return;
@@ -127,6 +147,7 @@ impl Flatten {
         if path.is_root() {
             // Its owner must be able to change it, or nobody could remove the image.
             entry.permissions |= 0o700;
+            self.permissions.note(&mut entry)?;
         }
         let path = self.top.join(&path);
         if let Some(target) = same_as {

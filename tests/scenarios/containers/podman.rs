@@ -42,7 +42,11 @@ fn podman_runs_what_was_converted() {
     let (site, layout) = site();
     let upper = Tar::new().dir("etc").file("etc/.wh.gone", b"").file("etc/name", b"above\n");
     let upper = upper.dir("data").file("data/.wh..wh..opq", b"").file("data/new", b"").end();
-    layout.image("1", &[Layer::gzip(&system()), Layer::gzip(&upper)]);
+    let upper = Layer::gzip(&upper);
+    let between = Layer::gzip(&Tar::new().dir("etc").file("etc/name", b"between\n").file("etc/gone", b"back").end());
+    // Builders repeat layers, empty ones above all: the kernel takes no directory twice.
+    let empty = Layer::gzip(&Tar::new().end());
+    layout.image("1", &[Layer::gzip(&system()), empty.clone(), upper.clone(), between, empty, upper]);
     for mode in ["flat", "layers"] {
         let again = ["--podman", mode, "--whiteouts", "overlay"];
         convert(&site, &layout.name("1"), "group/app:1", &again).json();

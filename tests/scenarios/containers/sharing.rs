@@ -172,8 +172,80 @@ fn trees_can_be_readable_by_everybody() {
     };
     convert(&site, &layout.name("1"), "a:1", &[]).json();
     modes(["0700", "0600", "4755", "1777", "0750", "0620"]);
-    convert(&site, &layout.name("1"), "a:1", &["--permissions", "world-readable"]).json();
+    let world_readable = ["--permissions", "world-readable"];
+    convert(&site, &layout.name("1"), "a:1", &world_readable).json();
     modes(["0755", "0644", "4755", "1777", "0755", "0664"]);
+
+    // The tree belongs to no name: another one of the image asks for something else, and so does one that came back.
+    assert!(convert(&site, &layout.name("1"), "a:1", &world_readable).json()["revision"].is_null());
+    convert(&site, &layout.name("1"), "a:2", &[]).json();
+    modes(["0700", "0600", "4755", "1777", "0750", "0620"]);
+    let prune = ["prune", "--image", "r.example.org/a:1", "--image", "r.example.org/a:2"];
+    run(site.command("cvmfs-ingest").args(prune)).ok();
+    convert(&site, &layout.name("1"), "a:1", &world_readable).json();
+    modes(["0755", "0644", "4755", "1777", "0755", "0664"]);
+    assert!(convert(&site, &layout.name("1"), "a:1", &world_readable).json()["revision"].is_null());
+}
+
+#[test]
+fn directories_that_nothing_is_left_in_go() {
+    let (site, layout) = site();
+    layout.image("1", &layers(&[odd::base()]));
+    for name in ["a/b:1", "a/c:1"] {
+        convert(&site, &layout.name("1"), name, &[]).json();
+    }
+    let has = |path: &str| site.list(&[]).0.contains_key(path);
+    let prune = |name: &str| run(site.command("cvmfs-ingest").args(["prune", "--image", name])).ok();
+    prune("r.example.org/a/b:1");
+    assert!(has("r.example.org/a/c:1") && has(".metadata/r.example.org/a/c:1/manifest.json"));
+    assert!(!has("r.example.org/a/b:1") && !has(".metadata/r.example.org/a/b:1"));
+    prune("r.example.org/a/c:1");
+    assert!(!has("r.example.org") && !has(".metadata"));
+    run(site.command("cvmfs-ingest").args(["gc", "--grace-period", "0"])).ok();
+    let left = site.list(&[]).0.into_keys().filter(|path| path.starts_with(".flat") || path.starts_with(".layers"));
+    assert_eq!(left.collect::<Vec<_>>(), [".layers", ".layers/.cvmfscatalog", ".layers/.whiteouts"]);
+    site.check(&[]);
+    convert(&site, &layout.name("1"), "a/b:1", &[]).json();
+    site.check(&[]);
+}
+
+#[test]
+fn layers_that_no_image_needed_for_long_go() {
+    let (site, layout) = site();
+    let [kept, late] = ["kept", "late"].map(|name| layers(&[Tar::new().file(name, name.as_bytes()).end()]));
+    // The last layer is missing: the first one is fetched and kept.
+    let torn = |tag: &str, first: &[Layer]| {
+        let missing = Layer::gzip(&Tar::new().file(tag, b"missing").end());
+        layout.image(tag, &[first[0].clone(), missing.clone()]);
+        let blob = layout.blob_file(&missing.blob);
+        let bytes = std::fs::read(&blob).expect("a blob");
+        std::fs::remove_file(&blob).expect("a blob");
+        convert(&site, &layout.name(tag), &format!("{tag}:1"), &["--parallel", "1"]).fails(1);
+        (blob, bytes)
+    };
+    torn("kept", &kept);
+    let (blob, bytes) = torn("late", &late);
+    let waiting = || std::fs::read_dir(site.spool().join("layers")).expect("layers").count();
+    assert!(waiting() >= 2);
+    run(std::process::Command::new("find").arg(site.spool().join("layers")).args([
+        "-type",
+        "f",
+        "-exec",
+        "touch",
+        "-d",
+        "3 days ago",
+        "{}",
+        "+",
+    ]))
+    .ok();
+    // What is needed now is taken as it is; the rest goes.
+    std::fs::write(blob, bytes).expect("a blob");
+    let converted = convert(&site, &layout.name("late"), "late:1", &[]).json();
+    assert_eq!((&converted["layers"], &converted["layers_fetched"]), (&2.into(), &1.into()));
+    let left = std::fs::read_dir(site.spool().join("layers")).expect("layers");
+    let left = left
+        .filter(|file| !file.as_ref().expect("a file").path().extension().is_some_and(|extension| extension == "lock"));
+    assert_eq!(left.count(), 0);
 }
 
 #[test]

@@ -258,7 +258,7 @@ impl FlatPlace {
 ///
 /// An image that was asked for by digest alone has the digest in the place of the tag, everywhere: so two of them from one
 /// repository do not take each other's place.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamePlace(RepoPath);
 
 impl NamePlace {

@@ -22,7 +22,8 @@ mod upload;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::fetch::{Backoff, Connections, certificates, is_final};
@@ -63,10 +64,29 @@ struct Shared {
     options: RegistryOptions,
     client: Client,
     backoff: Arc<Backoff>,
-    /// The turns of each host, whoever asks it.
-    hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    /// What is known of each host, whoever asks it.
+    hosts: Arc<Mutex<HashMap<String, Arc<Host>>>>,
     authorizations: Mutex<HashMap<Access, Arc<tokio::sync::Mutex<Option<Authorization>>>>>,
     connections: Arc<Connections>,
+}
+
+/// How long nobody repeats requests to a host that did not answer one after all its repetitions.
+const DOWN: Duration = Duration::from_mins(1);
+
+/// A host that is asked.
+struct Host {
+    turns: Arc<Semaphore>,
+    down_since: Mutex<Option<Instant>>,
+}
+
+impl Host {
+    fn is_down(&self) -> bool {
+        self.down_since().is_some_and(|since| since.elapsed() < DOWN)
+    }
+
+    fn down_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.down_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What an authorization is for.
@@ -341,13 +361,15 @@ fn build_client(options: &RegistryOptions) -> Result<Client> {
 
 impl Shared {
     /// The turns of the host of a URL.
-    fn turns(&self, url: &Url) -> Arc<Semaphore> {
-        let host =
+    fn host(&self, url: &Url) -> Arc<Host> {
+        let name =
             format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let turns =
-            hosts.entry(host).or_insert_with(|| Arc::new(Semaphore::new(self.options.requests_per_host.max(1))));
-        Arc::clone(turns)
+        let host = hosts.entry(name).or_insert_with(|| {
+            let turns = Arc::new(Semaphore::new(self.options.requests_per_host.max(1)));
+            Arc::new(Host { turns, down_since: Mutex::new(None) })
+        });
+        Arc::clone(host)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One request: its turn, its authorization, its repetitions.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cvmfs_core::error::{Error, Result};
@@ -95,22 +95,33 @@ impl Repository {
     /// # Errors
     /// `NotFound`, `Refused` for good, or `Unavailable` after all repetitions.
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Answer> {
-        let turns = self.shared.turns(&ask.url);
+        let host = self.shared.host(&ask.url);
         let (mut repetitions, mut challenges) = (0, 0);
         // Only the registry itself gets to see who we are.
         let is_ours = is_same_place(&ask.url, &self.base);
         let mut authorization = if is_ours { self.known_authorization(ask.is_push()).await } else { None };
         loop {
             // The turn is given back while waiting to repeat.
-            let turn = self.or_cancelled(Arc::clone(&turns).acquire_owned()).await?.expect("nobody closes the turns");
+            let turn =
+                self.or_cancelled(Arc::clone(&host.turns).acquire_owned()).await?.expect("nobody closes the turns");
             let response = match self.attempt(ask, authorization.as_ref()).await? {
                 Attempt::Answered(response) => response,
+                // Of a list of images, each would wait as long.
+                Attempt::Later(reason, _) if host.is_down() => {
+                    let reason = format!("{reason}, as others were told just now, also after repetitions");
+                    return Err(Error::Unavailable { what: shown(&ask.url), reason });
+                }
                 Attempt::Later(reason, wait) => {
                     drop(turn);
-                    self.wait(ask, &mut repetitions, &reason, wait).await?;
+                    let waited = self.wait(ask, &mut repetitions, &reason, wait).await;
+                    if matches!(waited, Err(Error::Unavailable { .. })) {
+                        *host.down_since() = Some(Instant::now());
+                    }
+                    waited?;
                     continue;
                 }
             };
+            *host.down_since() = None;
             let status = response.status();
             if status.is_success() {
                 return Ok(Answer { response, _turn: turn });

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::entry::{EntryKind, Mount};
@@ -336,7 +336,69 @@ fn a_loop_sees_what_is_new_until_it_is_told_to_end() {
     site.wish(&registry, &["app:*", "more:1"], "");
     wait_for("the third image", || (site.images().len() == 3).then_some(()));
     assert!(Command::new("kill").args(["-TERM", &running.0.id().to_string()]).status().unwrap().success());
-    assert!(!running.0.wait().unwrap().success());
+    assert!(running.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_registry_that_is_down_is_waited_for_once() {
+    let (site, registry) = (Site::new(), Registry::start());
+    registry.name("app:1", &SAMPLE);
+    let down: String = (0..20).map(|number| format!("  - 'http://127.0.0.1:1/app:{number}'\n")).collect();
+    let input = format!("{down}  - 'http://{}/app:1'\n", registry.server.address);
+    fs::write(site.recipe(), format!("version: 1\ncvmfs_repo: {NAME}\ninput:\n{input}")).unwrap();
+    let begin = Instant::now();
+    let (_, report, _) = site.convert(&["--images", "1"]);
+    let failed = report["images"].as_array().unwrap().iter().filter(|image| image["state"] == "failed").count();
+    assert_eq!((failed, &site.images()[..]), (20, &["app:1".to_owned()][..]));
+    // Six attempts take some 20 seconds; 20 times that would be six minutes.
+    assert!(begin.elapsed() < Duration::from_mins(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_thin_image_does_not_take_the_place_of_its_image() {
+    let (site, registry) = (Site::new(), Registry::start());
+    registry.name("app:1", &SAMPLE);
+    let name = format!("http://{}/app:1", registry.server.address);
+    let refused = site.command(&["-q", "image", &name, "--name", "r.org/other:1", "--thin", &name]).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("take the place"), "{said}");
+    assert!(site.images().is_empty());
+}
+
+#[test]
+fn podmans_names_are_those_of_the_images_that_are_called_so() {
+    let (site, layouts): (_, [&Sample; 2]) = (Site::new(), [&SAMPLE, &MULTI[0]]);
+    let convert = |sample: &Sample, name: &str| {
+        let image = sample.name();
+        let (code, report, said) = site.run(&["image", &image, "--name", name]);
+        assert_eq!(code, 0, "{said}");
+        report["revision"].is_null()
+    };
+    let names = || {
+        let images = read(&site, "podmanStore/overlay-images/images.json");
+        let images: Vec<Value> = serde_json::from_slice(&images).unwrap();
+        let names = images.into_iter().map(|image| image["names"].clone());
+        let mut names: Vec<_> = names.filter(|names| names != &json!([])).collect();
+        names.sort_by_key(Value::to_string);
+        names
+    };
+    convert(layouts[0], "docker.io/debian:q");
+    assert_eq!(names(), [json!(["docker.io/debian:q", "docker.io/library/debian:q"])]);
+    convert(layouts[1], "docker.io/library/debian:q");
+    let expected = [json!(["docker.io/debian:q"]), json!(["docker.io/library/debian:q"])];
+    assert_eq!(names(), expected);
+    let (_, _, said) = site.run(&["image", "-g", &layouts[0].name(), "--name", "docker.io/debian:q"]);
+    assert_eq!(names(), expected, "{said}");
+    site.run(&["prune", "--image", "docker.io/debian:q"]);
+    assert_eq!(names(), [json!(["docker.io/library/debian:q"])]);
+    assert!(convert(layouts[1], "docker.io/library/debian:q"));
+}
+
+/// A file of the newest revision.
+fn read(site: &Site, path: &str) -> Vec<u8> {
+    let mut tree = publisher(site).head(now()).unwrap().tree(&Selector::Head).unwrap();
+    let path = path.parse().unwrap();
+    cvmfs_ingest::image::library::read_document(&mut tree, &path).unwrap().unwrap()
 }
 
 #[test]

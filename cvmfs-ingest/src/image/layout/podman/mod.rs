@@ -15,6 +15,7 @@
 //! Source: `images.go`, `layers.go`, `drivers/overlay/overlay.go`, `pkg/lockfile` of `containers/storage`;
 //! `ducc/lib/podman_store.go`.
 
+mod configuration;
 mod names;
 mod records;
 
@@ -27,7 +28,8 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub use names::names;
+pub use configuration::problem;
+pub use names::{alias, name};
 
 use self::records::{Record, Records};
 use super::{FlatPlace, Generated, LayerPlace, PODMAN, indented, path, relative};
@@ -60,11 +62,16 @@ impl Links {
     }
 }
 
+/// Most layers of an image that podman mounts.
+///
+/// Source: `drivers/overlay/overlay.go` of `containers/storage`, `maxDepth`.
+pub const MAX_LAYERS: usize = 128;
+
 /// What podman takes for the layers of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content<'a> {
     /// The layers: users can build on the image. Needs layers with overlayfs' whiteouts, unless it is read with
-    /// fuse-overlayfs. podman 4 runs images of up to 128 layers, without fuse-overlayfs up to about 50.
+    /// fuse-overlayfs. podman 4 runs images of up to [`MAX_LAYERS`] layers, without fuse-overlayfs up to about 50.
     Layers {
         /// Bytes of each layer's archive.
         sizes: &'a [u64],
@@ -81,7 +88,7 @@ pub enum Content<'a> {
 pub struct Addition<'a> {
     /// The image.
     pub image: &'a Image,
-    /// Its names; other images lose them. See [`names`].
+    /// Its names; other images lose them. See [`name`] and [`alias`].
     pub names: &'a [String],
     /// Its content.
     pub content: Content<'a>,
@@ -192,8 +199,13 @@ impl Store {
     fn put_layers(&mut self, layers: &[Layer], sizes: &[u64], now: UnixSeconds) -> String {
         assert_eq!(layers.len(), sizes.len(), "each layer has a size");
         let mut below: Vec<String> = Vec::new();
-        for ((layer, size), id) in layers.iter().zip(sizes).zip(layer_ids(layers)) {
-            self.put_layer(&id, &LayerPlace::of(layer).root(), &below);
+        for (index, ((layer, size), id)) in layers.iter().zip(sizes).zip(layer_ids(layers)).enumerate() {
+            // An overlay takes no directory twice. Whatever a layer says, the uppermost of its places says it last.
+            let is_repeated =
+                |at: usize| layers[at + 1..=index].iter().any(|above| above.blob.digest == layers[at].blob.digest);
+            let lower: Vec<&String> =
+                below.iter().enumerate().filter(|(at, _)| !is_repeated(*at)).map(|(_, id)| id).collect();
+            self.put_layer(&id, &LayerPlace::of(layer).root(), &lower);
             let record = self.layers.first_or_new(&id);
             record.set_optional("parent", below.last().map(|parent| json!(parent)));
             record.set_default("created", json!(now.iso()));
@@ -223,7 +235,7 @@ impl Store {
     }
 
     /// The directory of a layer; `below` are the ids of the layers below it, the lowest first.
-    fn put_layer(&mut self, id: &str, content: &RepoPath, below: &[String]) {
+    fn put_layer(&mut self, id: &str, content: &RepoPath, below: &[&String]) {
         let place = directory(&format!("overlay/{id}"));
         let of = |name: &str| place.join(&path(name));
         let target = self.links.target(&of("diff"), content);

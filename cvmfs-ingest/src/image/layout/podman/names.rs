@@ -2,24 +2,23 @@
 
 use crate::image::layout::Reference;
 
-/// Hosts that are the registry that podman knows as `docker.io`.
+/// Hosts that are the registry that podman knows as the first of them.
 const DOCKER_HUB: [&str; 4] = ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 
-/// The names under which podman finds an image: the one that it has, and the one that users of Docker Hub type. Empty if
-/// podman would not take the name; users then have to name the image by its id.
-pub fn names(registry: &str, repository: &str, reference: Reference<'_>) -> Vec<String> {
+/// The name under which podman finds an image; `None` if podman would not take it: users then have to name the image by its id.
+pub fn name(registry: &str, repository: &str, reference: Reference<'_>) -> Option<String> {
     let reference = match reference {
         Reference::Tag(tag) => format!(":{tag}"),
         Reference::Digest(digest) => format!("@{digest}"),
     };
-    let mut names = vec![format!("{registry}/{repository}{reference}")];
-    if DOCKER_HUB.contains(&registry) {
-        let library = if repository.contains('/') { "" } else { "library/" };
-        names.push(format!("docker.io/{library}{repository}{reference}"));
-    }
-    names.dedup();
-    names.retain(|name| is_reference(name));
-    names
+    Some(format!("{registry}/{repository}{reference}")).filter(|name| is_reference(name))
+}
+
+/// What users of Docker Hub type for one of its repositories, as registry and repository; `None` if that is what it is called.
+pub fn alias(registry: &str, repository: &str) -> Option<(&'static str, String)> {
+    let library = if repository.contains('/') { "" } else { "library/" };
+    let is_other = registry != DOCKER_HUB[0] || !library.is_empty();
+    (DOCKER_HUB.contains(&registry) && is_other).then(|| (DOCKER_HUB[0], format!("{library}{repository}")))
 }
 
 /// Longest name without tag and digest, in bytes.
@@ -78,26 +77,25 @@ mod tests {
     #[test]
     fn images_of_docker_hub_have_two_names() {
         let digest = Digest::of(b"diff-one");
-        for (registry, repository, reference, expected) in [
-            ("r.org", "a/b", Reference::Tag("1"), &["r.org/a/b:1"][..]),
-            ("localhost:5000", "a", Reference::Tag("v-1.0_x"), &["localhost:5000/a:v-1.0_x"]),
+        let long = "r.org/a@sha256:217564a4e62060d2b6ebae8032e8d492174a25802b17df7666b4c90886e6fd8b";
+        for (registry, repository, reference, expected, other) in [
+            ("r.org", "a/b", Reference::Tag("1"), Some("r.org/a/b:1"), None),
+            ("localhost:5000", "a", Reference::Tag("v-1.0_x"), Some("localhost:5000/a:v-1.0_x"), None),
             (
                 "registry.hub.docker.com",
                 "library/debian",
                 Reference::Tag("stable"),
-                &["registry.hub.docker.com/library/debian:stable", "docker.io/library/debian:stable"],
+                Some("registry.hub.docker.com/library/debian:stable"),
+                Some("library/debian"),
             ),
-            ("docker.io", "debian", Reference::Tag("1"), &["docker.io/debian:1", "docker.io/library/debian:1"]),
-            ("docker.io", "atlas/x", Reference::Tag("1"), &["docker.io/atlas/x:1"]),
-            ("r.org", "Upper", Reference::Tag("1"), &[]),
-            (
-                "r.org",
-                "a",
-                Reference::Digest(&digest),
-                &["r.org/a@sha256:217564a4e62060d2b6ebae8032e8d492174a25802b17df7666b4c90886e6fd8b"],
-            ),
+            ("docker.io", "debian", Reference::Tag("1"), Some("docker.io/debian:1"), Some("library/debian")),
+            ("docker.io", "atlas/x", Reference::Tag("1"), Some("docker.io/atlas/x:1"), None),
+            ("docker.io", "library/x", Reference::Tag("1"), Some("docker.io/library/x:1"), None),
+            ("r.org", "Upper", Reference::Tag("1"), None, None),
+            ("r.org", "a", Reference::Digest(&digest), Some(long), None),
         ] {
-            assert_eq!(names(registry, repository, reference), expected);
+            assert_eq!(name(registry, repository, reference).as_deref(), expected);
+            assert_eq!(alias(registry, repository), other.map(|other| ("docker.io", other.to_owned())));
         }
     }
 

@@ -190,6 +190,24 @@ fn lock_files_differ_after_each_update() {
 }
 
 #[test]
+fn a_layer_that_comes_again_is_mounted_once_where_it_is_uppermost() {
+    let mut store = open("", "");
+    let image = image("a", &["base", "empty", "upper", "empty", "empty"]);
+    add(&mut store, &image, &["r.org/a:1"]);
+    let lines = lines(&store.finish(NOW));
+    let ids = layer_ids(&image.layers);
+    let lower = |of: usize| lines[&format!("/overlay/{}/lower", ids[of])].clone();
+    let expected = |below: &[usize]| {
+        let names: Vec<_> = below.iter().map(|at| format!("l/{}", short_name(&ids[*at]))).collect();
+        format!("file {}", names.join(":"))
+    };
+    assert_eq!(lower(1), expected(&[0]));
+    assert_eq!(lower(2), expected(&[1, 0]));
+    assert_eq!(lower(3), expected(&[2, 0]));
+    assert_eq!(lower(4), expected(&[2, 0]));
+}
+
+#[test]
 fn a_flat_image_has_one_layer() {
     let links = Links::Relative;
     let mut store = Store::open(None, None, links).unwrap();
