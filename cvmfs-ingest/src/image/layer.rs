@@ -161,7 +161,9 @@ impl<'a> Layers<'a> {
                 return Err(Error::HashMismatch { what: name, expected, actual });
             }
         }
-        let warnings = stored?;
+        // In the layer, nobody knows of the directory that stands for its root here.
+        let of_layer = |warning: String| warning.replace(&format!("/{TOP}/"), "/");
+        let warnings = stored?.into_iter().map(of_layer).collect();
         let (Some(_), Some((diff_id, size))) = (blob_sum.get(), archive_sum.get()) else {
             return Err(Error::malformed(name, "something follows the end of the archive"));
         };

@@ -140,6 +140,12 @@ impl ImageStore for OciLayout {
     }
 
     fn blob(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        Ok(self.files.open(&blob_name(&blob.digest))?.0)
+        let name = blob_name(&blob.digest);
+        self.files.open(&name).map(|(input, _)| input).map_err(|error| match blob.urls.first() {
+            Some(url) if error.is_not_found() => {
+                Error::not_found(format!("{}: a layer that is elsewhere ({url})", self.files.describe(&name)))
+            }
+            _ => error,
+        })
     }
 }
