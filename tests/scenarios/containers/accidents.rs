@@ -3,7 +3,10 @@
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use cvmfs_core::lock::FileLock;
+use cvmfs_core::progress::Cancel;
 
 use super::fidelity::layers;
 use super::image::{Layer, Layout, command, convert, listing, site};
@@ -228,6 +231,32 @@ fn processes_share_the_layers_of_their_images() {
         assert_eq!(files(&site, &flat), 4 * FILES);
     }
     site.check(&[]);
+}
+
+/// The lock of those who publish images is held while two processes get as far as that.
+#[test]
+fn processes_with_the_same_image_publish_it_once() {
+    let (site, layout) = site();
+    image(&layout, "1", 0..2);
+    let path = site.spool().join("images.lock");
+    let lock = FileLock::acquire(&path, Duration::ZERO, &Cancel::new()).expect("a lock").expect("free");
+    let start = |_| {
+        let mut command = command(&site, &layout.name("1"), "r.example.org/a:1", &[]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+        // What is written may have the time of its process in it.
+        thread::sleep(Duration::from_millis(1500));
+        child
+    };
+    let children: Vec<_> = (0..2).map(start).collect();
+    drop(lock);
+    let mut published = 0;
+    for child in children {
+        let output = child.wait_with_output().expect("output");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        published += u32::from(!outcome["revision"].is_null());
+    }
+    assert_eq!((published, &site.manifest_field('S')[..]), (1, "2"));
 }
 
 /// No space in the storage, and none for what is kept of layers.
