@@ -68,6 +68,18 @@ fn add_orphans(site: &Site) -> BTreeSet<String> {
 }
 
 #[test]
+fn what_is_too_young_to_go_stays_in_the_reflog() {
+    let site = Site::with_repository(&["--gc"]);
+    for path in ["/a", "/b", "/c"] {
+        site.publish(&["mkdir", path]).ok();
+    }
+    let collected = site.publish(&["--json", "gc", "--keep-revisions", "0"]).json();
+    assert!(collected["young"]["objects"].as_u64().expect("a number") > 0, "{collected}");
+    // The script wants every history that is there in the reflog.
+    site.check(&["--stale-y"]);
+}
+
+#[test]
 fn exactly_what_nothing_needs_goes() {
     for (hash, compression) in [("sha1", "zlib"), ("shake128", "none")] {
         let site = site_with_past(&["--hash", hash, "--compression", compression]);

@@ -345,7 +345,7 @@ impl<'a> Plan<'a> {
         reached.complete()?;
 
         // 3. What is not.
-        let unlisted: Vec<ObjectId> = {
+        let mut unlisted: Vec<ObjectId> = {
             let (walked, auxiliary) = (marker.walked(), HashSet::<ObjectId>::from_iter(auxiliary));
             let stays = |id: &ObjectId| match id.kind {
                 ObjectKind::Catalog => walked.contains(&id.hash),
@@ -357,6 +357,7 @@ impl<'a> Plan<'a> {
         let condemned = CondemnedObjects::create(&scratch)?;
         let sweep = sweep::Sweep { store: &*store, pool, older_than, is_exclusive: place.is_exclusive() };
         let found = sweep.find(&reached, &unlisted, &condemned, progress, cancel)?;
+        unlisted.retain(|id| !found.young_listed.contains(id));
         let outcome = Outcome {
             dry_run: true,
             revisions_kept,

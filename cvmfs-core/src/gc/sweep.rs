@@ -33,6 +33,8 @@ pub(super) struct Found {
     pub(super) reached: u64,
     pub(super) condemned: Tally,
     pub(super) young: Tally,
+    /// Those of them that the reflog has.
+    pub(super) young_listed: HashSet<ObjectId>,
     pub(super) catalogs: Catalogs,
 }
 
@@ -102,9 +104,11 @@ impl Sweep<'_> {
             self.store.list(first, &mut is_unreached, &mut |object| {
                 let Listed { id, stored_size, modified } = object;
                 let is_catalog = id.kind == ObjectKind::Catalog;
-                let is_root = is_catalog && unlisted.contains(&id);
+                let is_listed = unlisted.contains(&id);
+                let is_root = is_catalog && is_listed;
                 if modified >= self.older_than && !is_root && !(is_catalog && self.is_exclusive) {
                     here.young.add(stored_size);
+                    here.young_listed.extend(is_listed.then_some(id));
                     return Ok(());
                 }
                 here.condemned.add(stored_size);
@@ -121,6 +125,7 @@ impl Sweep<'_> {
             found.reached += here.reached;
             found.condemned = found.condemned.and(here.condemned);
             found.young = found.young.and(here.young);
+            found.young_listed.extend(here.young_listed);
             found.catalogs.roots.append(&mut here.catalogs.roots);
             found.catalogs.nested.append(&mut here.catalogs.nested);
             Ok(())
