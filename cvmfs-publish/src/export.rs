@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::{self, Read, Write};
+use std::mem;
 
 use cvmfs_core::catalog::Row;
 use cvmfs_core::entry::{EntryKind, Mtime, Special, device_parts};
@@ -41,7 +42,7 @@ pub struct Exported {
 ///
 /// # Errors
 /// `Unsupported` for external files, whose content is not in the repository. Content is verified as it is written: an
-/// archive that was begun when an error came is worthless.
+/// archive that was begun when an error came breaks off in the middle of an entry, for all who read it to see.
 pub fn export(tree: &mut Tree, top: &RepoPath, out: &mut dyn Write, cancel: &Cancel) -> Result<Exported> {
     let contents = tree.contents();
     let mut archive = Archive {
@@ -50,7 +51,7 @@ pub fn export(tree: &mut Tree, top: &RepoPath, out: &mut dyn Write, cancel: &Can
         first_names: Vec::new(),
         exported: Exported::default(),
     };
-    tree.walk_into(top, &mut |path, row| {
+    let walked = tree.walk_into(top, &mut |path, row| {
         cancel.check()?;
         // The reference's directory of snapshots is no part of the tree.
         let is_shown = !row.entry.hidden || path == top;
@@ -58,7 +59,12 @@ pub fn export(tree: &mut Tree, top: &RepoPath, out: &mut dyn Write, cancel: &Can
             archive.append(&contents, path, row)?;
         }
         Ok(is_shown)
-    })?;
+    });
+    if let Err(error) = walked {
+        // Dropped, it would write the end of an archive.
+        mem::forget(archive.builder);
+        return Err(error);
+    }
     archive.builder.into_inner().and_then(Write::flush).map_err(not_written)?;
     Ok(archive.exported)
 }
@@ -91,7 +97,7 @@ impl Archive<'_> {
         if let Some(first) = self.first_name(path, row, &name) {
             self.exported.hard_links += 1;
             member.set_link(tar::EntryType::Link, &first);
-            return self.write(member, &mut io::empty());
+            return self.write(path, member, &mut io::empty());
         }
         match &entry.kind {
             EntryKind::Directory(_) => member.header.set_entry_type(tar::EntryType::Directory),
@@ -106,11 +112,11 @@ impl Archive<'_> {
                 member.header.set_entry_type(tar::EntryType::Regular);
                 member.set_number("size", file.size, PLAIN_NUMBER_MAX, tar::Header::set_size);
                 self.exported.bytes += file.size;
-                let mut content = contents.open(path, file)?;
-                return self.write(member, &mut content);
+                let mut content = Verified { content: contents.open(path, file)?, held: None };
+                return self.write(path, member, &mut content);
             }
         }
-        self.write(member, &mut io::empty())
+        self.write(path, member, &mut io::empty())
     }
 
     /// The name in the archive.
@@ -151,13 +157,54 @@ impl Archive<'_> {
         self.exported.warnings.push(format!("{path}: {what}"));
     }
 
-    fn write(&mut self, mut member: Member, content: &mut dyn Read) -> Result<()> {
+    fn write(&mut self, path: &RepoPath, mut member: Member, content: &mut dyn Read) -> Result<()> {
         self.exported.entries += 1;
         member.header.set_cksum();
         let records = member.records.iter().map(|(key, value)| (&key[..], &value[..]));
         self.builder.append_pax_extensions(records).map_err(not_written)?;
         // What a failed check of content says is inside of the error.
-        self.builder.append(&member.header, content).map_err(|error| read_error(cvmfs_core::cli::OUTPUT, error))
+        let of_content = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
+        self.builder.append(&member.header, content).map_err(|error| match of_content(&error) {
+            true => read_error(&path.to_string(), error),
+            false => not_written(error),
+        })
+    }
+}
+
+/// Content whose last byte comes when all of it is verified: what is wrong never makes a whole entry.
+struct Verified<R> {
+    content: R,
+    held: Option<u8>,
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let size = self.content.read(buffer)?;
+        match (size, self.held) {
+            (0, None) => Ok(0),
+            (0, Some(last)) => {
+                self.held = None;
+                buffer[0] = last;
+                Ok(1)
+            }
+            (1, None) => {
+                self.held = Some(buffer[0]);
+                self.read(buffer)
+            }
+            (_, None) => {
+                self.held = Some(buffer[size - 1]);
+                Ok(size - 1)
+            }
+            (_, Some(first)) => {
+                self.held = Some(buffer[size - 1]);
+                buffer.copy_within(..size - 1, 1);
+                buffer[0] = first;
+                Ok(size)
+            }
+        }
     }
 }
 
@@ -247,6 +294,31 @@ fn not_written(error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_of_the_content_passes_and_nothing_whole_that_is_wrong() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for length in [0, 1, 2, 255] {
+            for step in [1, 2, 7, 300] {
+                let mut content = Verified { content: &bytes[..length], held: None };
+                let (mut read, mut buffer) = (Vec::new(), vec![0; step]);
+                while let size @ 1.. = content.read(&mut buffer).unwrap() {
+                    read.extend_from_slice(&buffer[..size]);
+                }
+                assert_eq!(read, bytes[..length], "{length} by {step}");
+            }
+        }
+        struct Wrong;
+        impl Read for Wrong {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("wrong"))
+            }
+        }
+        let mut read = Vec::new();
+        let mut content = Verified { content: b"abc".chain(Wrong), held: None };
+        assert!(content.read_to_end(&mut read).is_err());
+        assert_eq!(read, b"ab");
+    }
 
     #[test]
     fn times_are_written_as_decimal_numbers() {

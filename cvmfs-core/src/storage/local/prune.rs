@@ -106,8 +106,15 @@ impl<'a> ObjectDirectory<'a> {
             Some(_) => {}
         }
         let aside = format!("{ASIDE}{name}");
-        match rustix::fs::renameat(&self.file, name, &self.file, &aside) {
+        // Nobody takes the place of what another one moved there: that one may have seen already that it is old.
+        let moved = match rustix::fs::renameat_with(&self.file, name, &self.file, &aside, RenameFlags::NOREPLACE) {
+            // Not on every file system.
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&self.file, name, &self.file, &aside),
+            result => result,
+        };
+        match moved {
             Err(Errno::NOENT) => return Ok(true),
+            Err(Errno::EXIST) => return Ok(false),
             result => result.map_err(|error| self.error(name, error))?,
         }
         match self.modified(&aside)? {
