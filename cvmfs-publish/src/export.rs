@@ -164,10 +164,9 @@ impl Archive<'_> {
         self.builder.append_pax_extensions(records).map_err(not_written)?;
         // What a failed check of content says is inside of the error.
         let of_content = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
-        self.builder.append(&member.header, content).map_err(|error| match of_content(&error) {
-            true => read_error(&path.to_string(), error),
-            false => not_written(error),
-        })
+        self.builder
+            .append(&member.header, content)
+            .map_err(|error| if of_content(&error) { read_error(&path.to_string(), error) } else { not_written(error) })
     }
 }
 
@@ -295,6 +294,13 @@ fn not_written(error: io::Error) -> Error {
 mod tests {
     use super::*;
 
+    struct Wrong;
+    impl Read for Wrong {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("wrong"))
+        }
+    }
+
     #[test]
     fn all_of_the_content_passes_and_nothing_whole_that_is_wrong() {
         let bytes: Vec<u8> = (0..=255).collect();
@@ -306,12 +312,6 @@ mod tests {
                     read.extend_from_slice(&buffer[..size]);
                 }
                 assert_eq!(read, bytes[..length], "{length} by {step}");
-            }
-        }
-        struct Wrong;
-        impl Read for Wrong {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::Error::other("wrong"))
             }
         }
         let mut read = Vec::new();
