@@ -8,14 +8,23 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cvmfs_core::error::{Error, Result};
-use cvmfs_core::path::RepoPath;
+use cvmfs_core::path::{RepoPath, display};
 
 /// How many links a path may lead through, as in Linux.
 const LINKS_MAX: usize = 40;
 
+/// Bytes that the links may take in memory: some 300,000 links of usual length.
+const MEMORY_MAX: usize = 64 << 20;
+/// What a link takes beside the bytes of its path and target.
+const LINK_OVERHEAD: usize = 128;
+
 /// Symbolic links by path.
 #[derive(Debug, Default)]
-pub(crate) struct Links(BTreeMap<Vec<u8>, Link>);
+pub(crate) struct Links {
+    by_path: BTreeMap<Vec<u8>, Link>,
+    /// Bytes that they take.
+    memory: usize,
+}
 
 #[derive(Debug)]
 struct Link {
@@ -28,21 +37,36 @@ struct Link {
 
 impl Links {
     /// Notes a link of an archive.
-    pub(crate) fn add(&mut self, path: &RepoPath, target: &[u8], archive: usize) {
-        let link = Link { target: target.to_owned(), archive, told: false };
-        self.0.insert(path.as_bytes().to_owned(), link);
+    ///
+    /// # Errors
+    /// `InvalidInput` if there are more than the memory for them holds.
+    pub(crate) fn add(&mut self, path: &RepoPath, target: &[u8], archive: usize) -> Result<()> {
+        self.remove(path.as_bytes());
+        let path = path.as_bytes().to_owned();
+        self.memory += memory(&path, target);
+        if self.memory > MEMORY_MAX {
+            let reason = format!("there are too many symbolic links ({}) in the layer", self.by_path.len() + 1);
+            return Err(Error::invalid(display(&path), reason));
+        }
+        self.by_path.insert(path, Link { target: target.to_owned(), archive, told: false });
+        Ok(())
     }
 
     /// Notes one more name of a link, if it is one.
-    pub(crate) fn add_name(&mut self, path: &RepoPath, same: &RepoPath, archive: usize) {
-        if let Some(target) = self.0.get(same.as_bytes()).map(|link| link.target.clone()) {
-            self.add(path, &target, archive);
+    pub(crate) fn add_name(&mut self, path: &RepoPath, same: &RepoPath, archive: usize) -> Result<()> {
+        let target = self.by_path.get(same.as_bytes()).map(|link| link.target.clone());
+        target.map_or(Ok(()), |target| self.add(path, &target, archive))
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if let Some(link) = self.by_path.remove(path) {
+            self.memory -= memory(path, &link.target);
         }
     }
 
     /// Forgets a link that something else replaces, and those below it, unless that is a directory.
     pub(crate) fn replace(&mut self, path: &RepoPath, is_directory: bool) {
-        self.0.remove(path.as_bytes());
+        self.remove(path.as_bytes());
         if !is_directory {
             self.forget(path, usize::MAX);
         }
@@ -54,10 +78,10 @@ impl Links {
         // All that begins with the path and a slash; a path that is the root has no slash, and is never replaced.
         let range = below(b'/')..below(b'/' + 1);
         let is_gone = |(_, link): &(&Vec<u8>, &Link)| link.archive < before;
-        let mut gone: Vec<Vec<u8>> = self.0.range(range).filter(is_gone).map(|(path, _)| path.clone()).collect();
-        gone.extend(self.0.get_key_value(path.as_bytes()).filter(is_gone).map(|(path, _)| path.clone()));
+        let mut gone: Vec<Vec<u8>> = self.by_path.range(range).filter(is_gone).map(|(path, _)| path.clone()).collect();
+        gone.extend(self.by_path.get_key_value(path.as_bytes()).filter(is_gone).map(|(path, _)| path.clone()));
         for path in gone {
-            self.0.remove(&path);
+            self.remove(&path);
         }
     }
 
@@ -67,7 +91,7 @@ impl Links {
     /// # Errors
     /// `InvalidInput` if it leads through too many links, or through a name that is none.
     pub(crate) fn follow(&mut self, path: RepoPath, root: &RepoPath) -> Result<(RepoPath, Option<String>)> {
-        if self.0.is_empty() {
+        if self.by_path.is_empty() {
             return Ok((path, None));
         }
         let names = |path: &[u8]| -> VecDeque<Vec<u8>> {
@@ -87,7 +111,7 @@ impl Links {
                 _ => {}
             }
             let next = current.child(&name)?;
-            let Some(link) = self.0.get_mut(next.as_bytes()) else {
+            let Some(link) = self.by_path.get_mut(next.as_bytes()) else {
                 current = next;
                 continue;
             };
@@ -109,6 +133,11 @@ impl Links {
     }
 }
 
+/// Bytes that a link takes.
+fn memory(path: &[u8], target: &[u8]) -> usize {
+    path.len() + target.len() + LINK_OVERHEAD
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +149,7 @@ mod tests {
     fn links(pairs: &[(&str, &str)]) -> Links {
         let mut links = Links::default();
         for (from, target) in pairs {
-            links.add(&path(from), target.as_bytes(), 1);
+            links.add(&path(from), target.as_bytes(), 1).unwrap();
         }
         links
     }
@@ -163,7 +192,7 @@ mod tests {
     #[test]
     fn what_is_replaced_or_hidden_leads_nowhere() {
         let mut links = links(&[("a/l", "x"), ("a/b/l", "x"), ("ab", "x"), ("a!", "x")]);
-        links.add(&path("a/later"), b"x", 2);
+        links.add(&path("a/later"), b"x", 2).unwrap();
         let followed = |links: &mut Links, text: &str| links.follow(path(text), &RepoPath::root()).unwrap().0;
         links.forget(&path("a"), 2);
         for text in ["a/l/y", "a/b/l/y"] {
@@ -178,8 +207,8 @@ mod tests {
         assert_eq!(followed(&mut links, "a/later/y"), path("a/later/y"));
         links.replace(&path("ab"), true);
         assert_eq!(followed(&mut links, "ab/y"), path("ab/y"));
-        links.add_name(&path("b"), &path("a!"), 2);
-        links.add_name(&path("c"), &path("none"), 2);
+        links.add_name(&path("b"), &path("a!"), 2).unwrap();
+        links.add_name(&path("c"), &path("none"), 2).unwrap();
         assert_eq!(followed(&mut links, "b/y"), path("x/y"));
         assert_eq!(followed(&mut links, "c/y"), path("c/y"));
     }

@@ -23,6 +23,8 @@ use crate::links::Links;
 
 /// What the names of whiteouts begin with.
 const WHITEOUT: &[u8] = b".wh.";
+/// Bytes that the target of a symbolic link may have, as in Linux.
+const TARGET_MAX: usize = 4095;
 /// The name of the whiteout that hides all that is in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -222,6 +224,10 @@ impl TarSource {
                 let content = match entry.kind {
                     EntryKind::File { size } => Content::Read { size },
                     EntryKind::Directory => Content::Directory,
+                    EntryKind::Symlink { target } if target.len() > TARGET_MAX => {
+                        let reason = format!("the target of the symbolic link has {} bytes", target.len());
+                        return Err(place.refuse(&format!("{reason}, more than {TARGET_MAX}")));
+                    }
                     EntryKind::Symlink { target } => Content::Symlink { target },
                     EntryKind::Fifo => Content::Special(Special::Fifo),
                     EntryKind::CharDevice { major, minor } => {
@@ -236,7 +242,7 @@ impl TarSource {
             }
         };
         if self.options.whiteouts {
-            self.note_link(&change, is_directory);
+            self.note_link(&change, is_directory).map_err(|error| place.refuse(&error.to_string()))?;
         }
         if is_directory {
             self.files.remove(&key);
@@ -252,20 +258,21 @@ impl TarSource {
     }
 
     /// Remembers the symbolic links of layers.
-    fn note_link(&mut self, change: &Change, is_directory: bool) {
+    fn note_link(&mut self, change: &Change, is_directory: bool) -> Result<()> {
         match change {
             Change::Put { path, content, .. } => {
                 self.links.replace(path, is_directory);
                 if let Content::Symlink { target } = content {
-                    self.links.add(path, target, self.number);
+                    self.links.add(path, target, self.number)?;
                 }
             }
             Change::Link { path, target } => {
                 self.links.replace(path, false);
-                self.links.add_name(path, target, self.number);
+                self.links.add_name(path, target, self.number)?;
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Where a path of a layer ends that leads through symbolic links of its own.
@@ -479,5 +486,12 @@ fn in_archive(name: &str, error: &ArchiveError) -> Error {
     if let Some(cause) = std::error::Error::source(error) {
         reason.push_str(&format!(": {cause}"));
     }
-    Error::invalid(name, reason)
+    match error {
+        ArchiveError::Truncated { .. } | ArchiveError::Malformed { .. } | ArchiveError::Decompression { .. } => {
+            Error::malformed(name, reason)
+        }
+        ArchiveError::Unsupported { .. } | ArchiveError::TooLarge { .. } | ArchiveError::Io { .. } => {
+            Error::invalid(name, reason)
+        }
+    }
 }

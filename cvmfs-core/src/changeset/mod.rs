@@ -23,7 +23,8 @@ use crate::entry::Entry;
 use crate::error::{DatabaseContext as _, Error, IoContext as _, Result};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
-pub(crate) use pins::{Needs, change_sets, is_in_use, journals, layers, needs};
+pub use pins::{FINISHED, PARTIAL, layers};
+pub(crate) use pins::{Needs, change_sets, is_in_use, journals, needs};
 
 /// Changes in one SQLite transaction: the rows that are written to disk together.
 const BATCH: u32 = 10_000;

@@ -15,6 +15,11 @@ use crate::hash::{ContentHash, DIGEST_SIZE};
 /// How long somebody may be opening or closing the file.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// The extension of a layer's change set.
+pub const FINISHED: &str = "changes";
+/// Its extension while the layer is being fetched.
+pub const PARTIAL: &str = "partial";
+
 /// What a change set needs, as a look from outside shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Needs {
@@ -75,7 +80,8 @@ pub(crate) fn change_sets(spool: &Path) -> Result<Vec<PathBuf>> {
     let mut files = files_in(&journals(spool))?;
     files.retain(|file| !is_beside_database(file));
     let layers = files_in(&layers(spool))?;
-    files.extend(layers.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "changes")));
+    let is_change_set = |file: &PathBuf| file.extension().is_some_and(|kind| kind == FINISHED || kind == PARTIAL);
+    files.extend(layers.into_iter().filter(is_change_set));
     Ok(files)
 }
 
@@ -85,7 +91,7 @@ pub(crate) fn journals(spool: &Path) -> PathBuf {
 }
 
 /// Where change sets of image layers wait until an image needs them.
-pub(crate) fn layers(spool: &Path) -> PathBuf {
+pub fn layers(spool: &Path) -> PathBuf {
     spool.join("layers")
 }
 

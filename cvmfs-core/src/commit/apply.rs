@@ -173,11 +173,12 @@ impl Pass<'_> {
             },
             Op::Ensure(entry) => match old {
                 Some(row) if row.entry.is_directory() => self.enter(&path, &row, true, cleared),
-                Some(_) => Err(Error::invalid(
+                Some(_) if !cleared => Err(Error::invalid(
                     path.to_string(),
                     "it is in the repository, but not a directory: cannot put entries below it",
                 )),
-                None => self.put_directory(&path, entry, None, cleared),
+                // What is cleared away may have been anything.
+                old => self.put_directory(&path, entry, old, cleared),
             },
             Op::Put(entry) if entry.is_directory() => self.put_directory(&path, entry, old, cleared),
             Op::Put(entry) => self.put_file(&path, entry, old, inode),

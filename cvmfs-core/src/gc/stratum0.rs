@@ -75,19 +75,27 @@ impl Place for Stratum0 {
         if let Some(Needs::Roots(roots)) = self.publisher.transaction_needs(patience, cancel, visit)? {
             pins.roots.extend(roots);
         }
-        for file in change_sets(self.spool())? {
-            let Some(begun) = begun(&file)? else { continue };
-            match needs(&file, visit) {
-                Ok(Needs::Roots(roots)) => pins.roots.extend(roots),
-                // Whoever made it has begun to write it, or was killed when they did.
-                Ok(Needs::InUse) | Err(Error::Database { .. }) => {
-                    let begun = begun.saturating_sub(CLOCK_SKEW);
-                    pins.since = Some(pins.since.map_or(begun, |since| since.min(begun)));
+        // A change set may get its final name while we look: it is listed under that the next time.
+        let mut seen = HashSet::new();
+        loop {
+            let new: Vec<_> =
+                change_sets(self.spool())?.into_iter().filter(|file| seen.insert(file.clone())).collect();
+            if new.is_empty() {
+                return Ok(pins);
+            }
+            for file in new {
+                let Some(begun) = begun(&file)? else { continue };
+                match needs(&file, visit) {
+                    Ok(Needs::Roots(roots)) => pins.roots.extend(roots),
+                    // Whoever made it has begun to write it, or was killed when they did.
+                    Ok(Needs::InUse) | Err(Error::Database { .. }) => {
+                        let begun = begun.saturating_sub(CLOCK_SKEW);
+                        pins.since = Some(pins.since.map_or(begun, |since| since.min(begun)));
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(pins)
     }
 
     fn statistics(&self) -> &StatisticsFile {

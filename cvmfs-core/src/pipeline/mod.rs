@@ -124,8 +124,8 @@ pub fn run(
     let shared = Shared::new(store, known, options, progress, in_flight);
     let mut recorder = Recorder::new(options, changes);
     let read = pool.in_place_scope(|workers| {
-        let mut reader = Reader::new(source, &shared, workers, &mut recorder);
-        reader.run(cancel).inspect_err(|_| shared.close())
+        let mut reader = Reader::new(source, &shared, workers, &mut recorder, cancel);
+        reader.run().inspect_err(|_| shared.close())
     });
     // Whoever is asked to stop may find the input cut off.
     cancel.check()?;

@@ -32,6 +32,7 @@ pub(super) struct Reader<'a, 'scope, 'env> {
     shared: &'env Shared<'env>,
     workers: &'a rayon::Scope<'scope>,
     recorder: &'a mut Recorder<'env>,
+    cancel: &'a Cancel,
     next: u64,
     /// Small files that are not with the workers yet.
     batch: Batch,
@@ -43,14 +44,15 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
         shared: &'env Shared<'env>,
         workers: &'a rayon::Scope<'scope>,
         recorder: &'a mut Recorder<'env>,
+        cancel: &'a Cancel,
     ) -> Self {
-        Self { source, shared, workers, recorder, next: 0, batch: shared.batch() }
+        Self { source, shared, workers, recorder, cancel, next: 0, batch: shared.batch() }
     }
 
     /// Reads the source to its end, until everything is stored and recorded.
-    pub(super) fn run(&mut self, cancel: &Cancel) -> Result<()> {
+    pub(super) fn run(&mut self) -> Result<()> {
         while let Some(change) = self.source.next()? {
-            cancel.check()?;
+            self.cancel.check()?;
             let number = self.next;
             self.next += 1;
             let origin = self.source.origin();
@@ -112,8 +114,8 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
             self.store_piece(job, plain);
             return Ok(());
         }
-        let source = &mut *self.source;
-        self.batch.add(job, length, |plain| read_exact(source, path, plain))?;
+        let (source, cancel) = (&mut *self.source, self.cancel);
+        self.batch.add(job, length, |plain| read_exact(source, cancel, path, plain))?;
         if self.batch.bytes() >= BATCH_BYTES || self.batch.len() >= BATCH_PIECES {
             self.hand_over();
             self.recorder.take(self.shared.results())?;
@@ -159,7 +161,7 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
         self.read_exact(path, &mut start)?;
         let compression = compression.judge(effort.engine, &start);
         let left = size - start.len() as u64;
-        let mut content = io::Cursor::new(start).chain(ExactReader { source: &mut *self.source, left });
+        let mut content = io::Cursor::new(start).chain(ExactReader { source: &mut *self.source, cancel: self.cancel, left });
         let fail = |error| read_error(&path.to_string(), error);
         let mut sink = ObjectWriter::new(self.shared.store, algorithm)?;
         let progress = |size| self.shared.progress.advance(size);
@@ -176,7 +178,7 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
     }
 
     fn read_exact(&mut self, path: &RepoPath, buffer: &mut [u8]) -> Result<()> {
-        read_exact(&mut *self.source, path, buffer)
+        read_exact(&mut *self.source, self.cancel, path, buffer)
     }
 
     /// Hands a piece, whose bytes are taken of the budget, to the workers and returns its size.
@@ -203,9 +205,9 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
 }
 
 /// Reads content of the current change.
-fn read_exact(source: &mut dyn ChangeSource, path: &RepoPath, buffer: &mut [u8]) -> Result<()> {
+fn read_exact(source: &mut dyn ChangeSource, cancel: &Cancel, path: &RepoPath, buffer: &mut [u8]) -> Result<()> {
     let left = buffer.len() as u64;
-    ExactReader { source, left }.read_exact(buffer).map_err(|error| read_error(&path.to_string(), error))
+    ExactReader { source, cancel, left }.read_exact(buffer).map_err(|error| read_error(&path.to_string(), error))
 }
 
 fn check_size(path: &RepoPath, size: u64, limit: u64) -> Result<()> {
@@ -219,6 +221,7 @@ fn check_size(path: &RepoPath, size: u64, limit: u64) -> Result<()> {
 /// Content of the current change that must not end early.
 struct ExactReader<'a> {
     source: &'a mut dyn ChangeSource,
+    cancel: &'a Cancel,
     left: u64,
 }
 
@@ -228,6 +231,8 @@ impl Read for ExactReader<'_> {
         if length == 0 {
             return Ok(0);
         }
+        // Files of holes are long, and read fast.
+        self.cancel.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let size = self.source.read(&mut buffer[..length])?;
         if size == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the content is shorter than announced"));

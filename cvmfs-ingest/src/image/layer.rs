@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cvmfs_core::change::ChangeSource as _;
-use cvmfs_core::changeset::ChangeSet;
+use cvmfs_core::changeset::{self, ChangeSet, FINISHED, PARTIAL};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::error::{Error, IoContext as _, Result, remove_if_there};
@@ -60,7 +60,7 @@ pub struct Layers<'a> {
 impl<'a> Layers<'a> {
     /// The layers of a publisher, in its spool directory.
     pub fn new(publisher: &'a Publisher, pipeline: pipeline::Options) -> Result<Self> {
-        let directory = publisher.config.spool.join("layers");
+        let directory = changeset::layers(&publisher.config.spool);
         fs::create_dir_all(&directory).at(&directory)?;
         Ok(Self { publisher, directory, pipeline })
     }
@@ -103,7 +103,7 @@ impl<'a> Layers<'a> {
         if path.try_exists().at(&path)? {
             return Ok(None);
         }
-        let partial = path.with_extension("partial");
+        let partial = path.with_extension(PARTIAL);
         remove_if_there(&partial)?;
         let result = self.read(store, layer, &partial, progress, cancel);
         if result.is_err() {
@@ -121,7 +121,7 @@ impl<'a> Layers<'a> {
     }
 
     fn path(&self, blob: &Digest) -> PathBuf {
-        self.directory.join(format!("{}.changes", blob.hex()))
+        self.directory.join(format!("{}.{FINISHED}", blob.hex()))
     }
 
     /// Reads a blob into a change set; both are as announced, and durable, if it succeeds. Returns warnings.

@@ -1,6 +1,7 @@
 //! Images that are not what they say, and runs that do not come to their end: the old state or the new one.
 
 use std::fs;
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,11 +92,11 @@ fn refused() -> Vec<Refused> {
                 vec![Layer { blob: blob[..blob.len() - 100].to_vec(), size: blob.len() - 100, ..good() }]
             },
             nothing,
-            1,
+            3,
             &["layer sha256:"],
         ),
         case("another size", vec![Layer { size: 5, ..good() }], nothing, 3, &["of 5 bytes"]),
-        case("no archive", vec![Layer::gzip(&[b'x'; 2000])], nothing, 1, &["not a tar archive"]),
+        case("no archive", vec![Layer::gzip(&[b'x'; 2000])], nothing, 3, &["not a tar archive"]),
         case("out of the tree", tar(Tar::new().file("a/../../b", b"")), nothing, 1, &["a/../../b"]),
         case(
             "through links",
@@ -230,6 +231,39 @@ fn processes_share_the_layers_of_their_images() {
     for flat in flats {
         assert_eq!(files(&site, &flat), 4 * FILES);
     }
+    site.check(&[]);
+}
+
+/// Nobody but the layer's change set knows of these objects.
+#[test]
+fn a_collection_leaves_what_is_being_fetched() {
+    let site = Site::with_repository(&["--gc"]);
+    let layout = Layout::new(site.path("layout"));
+    let layer = large(1);
+    let flat = layout.image("1", std::slice::from_ref(&layer));
+    // A blob that comes in two halves.
+    let blob = layout.blob_file(&layer.blob);
+    fs::remove_file(&blob).expect("the blob");
+    run(Command::new("mkfifo").arg(&blob)).ok();
+    let before = site.objects().len();
+    let mut child = command(&site, &layout.name("1"), "r.example.org/a:1", &[]);
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+    let mut pipe = fs::File::options().write(true).open(&blob).expect("a pipe");
+    let (first, second) = layer.blob.split_at(layer.blob.len() / 2);
+    pipe.write_all(first).expect("it is read");
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while site.objects().len() < before + FILES / 4 {
+        assert!(Instant::now() < deadline, "nothing is stored");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // So that they are old.
+    thread::sleep(Duration::from_millis(1100));
+    site.publish(&["gc", "--keep-revisions", "0", "--grace-period", "0"]).ok();
+    pipe.write_all(second).expect("it is read");
+    drop(pipe);
+    let output = child.wait_with_output().expect("output");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(files(&site, &flat), FILES);
     site.check(&[]);
 }
 

@@ -105,6 +105,34 @@ fn a_place_below_something_hidden_is_free() {
     assert_eq!(repo.paths(), ["image", "image/d", "image/d/f", "image/d/f/g"]);
 }
 
+/// The whiteout is about the repository, wherever in the layer it stands.
+#[test]
+fn a_file_makes_place_for_what_comes_before_its_whiteout() {
+    let repo = Repo::new();
+    ingest(&repo, &[Tar::new().file("d", b"a file").file("e", b"a file").end()]);
+    ingest(&repo, &[Tar::new().file("d/new", b"x").file(".wh.d", b"").end()]);
+    assert_eq!(repo.paths(), ["image", "image/d", "image/d/new", "image/e"]);
+    let tar = Tar::new().file("e/new", b"x").file("e/.wh..wh..opq", b"").end();
+    ingest(&repo, &[tar]);
+    assert_eq!(repo.paths(), ["image", "image/d", "image/d/new", "image/e", "image/e/new"]);
+}
+
+/// Many links, each as long as links can be, in an archive that is small when compressed.
+#[test]
+fn links_of_layers_take_bounded_memory() {
+    let repo = Repo::with_content();
+    let link = |tar: Tar, name: &str, length| tar.pax(&[("linkpath", &vec![b'x'; length])]).symlink(name, "");
+    let longest = link(Tar::new(), "a", 4095).end();
+    repo.accepts(&longest, &["--base-dir", "image"]);
+    for options in [&[][..], LAYERS] {
+        let longer = link(Tar::new(), "a", 4096).end();
+        repo.refuses(&longer, options, 1, &["byte 5120", "4096 bytes, more than 4095"]);
+    }
+    let many = |count: u32| (0..count).fold(Tar::new(), |tar, number| link(tar, &number.to_string(), 4000)).end();
+    repo.accepts(&many(10_000), LAYERS);
+    repo.refuses(&many(20_000), LAYERS, 1, &["too many symbolic links"]);
+}
+
 #[test]
 fn a_plain_tarball_may_have_such_names() {
     let repo = Repo::new();

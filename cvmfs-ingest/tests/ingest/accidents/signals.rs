@@ -32,6 +32,28 @@ fn a_signal_in_the_middle_loses_nothing() {
     }
 }
 
+/// Zeros for hours, from a few bytes.
+#[test]
+fn a_signal_ends_the_longest_file() {
+    let repo = Repo::with_content();
+    let before = repo.manifest();
+    let sparse = Tar::new()
+        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"1000000000000000")])
+        .file("holes", &[&b"1\n0\n1\n"[..], &[0; 506], b"x"].concat())
+        .end();
+    for chunking in ["true", "false"] {
+        repo.configure(&format!("CVMFS_USE_FILE_CHUNKING={chunking}\n"));
+        let mut child = repo.start(&["--tar", "-"]);
+        child.stdin.take().unwrap().write_all(&sparse).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        kill(&child, "-TERM");
+        let run: Run = child.wait_with_output().unwrap().into();
+        assert!(run.code != Some(0) && run.err.contains("nothing was published"), "{run:?}");
+        assert!(repo.manifest() == before);
+    }
+    repo.verify();
+}
+
 #[test]
 fn output_that_nobody_reads_is_no_failure() {
     let repo = Repo::with_content();
