@@ -78,8 +78,7 @@ impl Place for Stratum0 {
         // A change set may get its final name while we look: it is listed under that the next time.
         let mut seen = HashSet::new();
         loop {
-            let new: Vec<_> =
-                change_sets(self.spool())?.into_iter().filter(|file| seen.insert(file.clone())).collect();
+            let new: Vec<_> = change_sets(self.spool())?.into_iter().filter(|file| seen.insert(file.clone())).collect();
             if new.is_empty() {
                 return Ok(pins);
             }

@@ -161,7 +161,8 @@ impl<'a, 'env: 'scope, 'scope> Reader<'a, 'scope, 'env> {
         self.read_exact(path, &mut start)?;
         let compression = compression.judge(effort.engine, &start);
         let left = size - start.len() as u64;
-        let mut content = io::Cursor::new(start).chain(ExactReader { source: &mut *self.source, cancel: self.cancel, left });
+        let mut content =
+            io::Cursor::new(start).chain(ExactReader { source: &mut *self.source, cancel: self.cancel, left });
         let fail = |error| read_error(&path.to_string(), error);
         let mut sink = ObjectWriter::new(self.shared.store, algorithm)?;
         let progress = |size| self.shared.progress.advance(size);

@@ -222,7 +222,8 @@ fn fail_if(failed: usize, recipe: &Path) -> Result<()> {
 /// The images of the repository that a list does not have.
 fn unlisted(publisher: &Publisher, listed: &[Wish]) -> Result<Vec<String>> {
     let listed: BTreeSet<_> = listed.iter().map(|wish| super::repository_name(&wish.image)).collect::<Result<_>>()?;
-    let images = Inventory::read(&mut publisher.head(now()?)?.tree(&Selector::Head)?)?.images;
+    let mut tree = publisher.head(now()?)?.tree(&Selector::Head)?;
+    let images = Inventory::read(&mut tree, &publisher.config.name)?.images;
     Ok(images.into_iter().filter(|image| !listed.contains(image.plain_name())).map(|image| image.name).collect())
 }
 

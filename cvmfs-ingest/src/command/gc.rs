@@ -30,7 +30,13 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
     let options = super::clean_options(&publisher, arguments.dry_run, now()?)?;
     let seconds = i64::from(arguments.grace_period) * 86_400;
-    let collected = collect(&publisher, seconds, &options, &cancel_on_signals()?)?;
+    let cancel = cancel_on_signals()?;
+    let before = super::revision_to_follow(&publisher, &options)?;
+    let collected = global.publish(&publisher, before, |_| {
+        let collected = collect(&publisher, seconds, &options, &cancel)?;
+        let revision = collected.revision;
+        Ok((collected, revision))
+    })?;
     global.print(&collected, &summary(&collected, arguments.dry_run))
 }
 

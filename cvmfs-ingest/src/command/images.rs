@@ -18,7 +18,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let root = global.server_root()?;
     let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
     let mut tree = publisher.head(now()?)?.tree(&Selector::Head)?;
-    let images = Inventory::read(&mut tree)?.images;
+    let images = Inventory::read(&mut tree, &publisher.config.name)?.images;
     global.print(&images, &table(&images))
 }
 

@@ -99,6 +99,12 @@ fn clean_options(publisher: &Publisher, dry_run: bool, now: UnixSeconds) -> Resu
     Ok(clean::Options { publication, owner: source.ownership.implied, now, dry_run })
 }
 
+/// The revision before the one that taking away may make.
+fn revision_to_follow(publisher: &Publisher, options: &clean::Options) -> Result<Option<u64>> {
+    let revision = || Ok(publisher.head(options.now)?.manifest().revision);
+    (!options.dry_run).then(revision).transpose()
+}
+
 /// What an image is called in the repository.
 fn repository_name(image: &Reference) -> Result<String> {
     Ok(display(NamePlace::of(image)?.link().as_bytes()))

@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cvmfs_core::cli::{GlobalArgs, RepoArg, cancel_on_signals, now};
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::progress::Cancel;
 use cvmfs_ingest::image::clean::{Pruned, prune};
-use cvmfs_ingest::image::recipe::Fault;
+use cvmfs_ingest::image::inventory::Named;
+use cvmfs_ingest::image::recipe::{Fault, Recipe};
 use cvmfs_ingest::image::reference::Reference;
 
 use super::registry::RegistryArgs;
@@ -22,7 +23,7 @@ use super::wishes::read_recipe;
 pub(super) struct Arguments {
     #[command(flatten)]
     repo: RepoArg,
-    /// Wish lists: images that are in none of them are taken away
+    /// Wish lists, which also name the repository: images that are in none of them are taken away
     #[arg(value_name = "RECIPE", required_unless_present = "image", conflicts_with = "image")]
     recipes: Vec<PathBuf>,
     /// An image to take away, as `REGISTRY/REPOSITORY:TAG`; may be repeated
@@ -36,17 +37,30 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
+    // 1. The lists, if there are some, and the repository.
+    let lists: Vec<(&Path, Recipe)> =
+        arguments.recipes.iter().map(|path| Ok((&**path, read_recipe(path)?))).collect::<Result<_>>()?;
     let root = global.server_root()?;
-    let publisher = Publisher::open(&root, &arguments.repo.resolve(&root)?)?;
+    let named = arguments.repo.repo.as_ref().or(lists.iter().find_map(|(_, recipe)| recipe.repository.as_ref()));
+    let publisher = Publisher::open(&root, &named.cloned().map_or_else(|| root.only_repository(), Ok)?)?;
     let options = super::clean_options(&publisher, arguments.dry_run, now()?)?;
     let cancel = cancel_on_signals()?;
-    if arguments.image.is_empty() {
-        let wanted = wanted(arguments, &publisher, &cancel)?;
-        let pruned = prune(&publisher, &|image| !wanted.contains(image.plain_name()), &options, &cancel)?;
-        return global.print(&pruned, &summary(&pruned, arguments.dry_run));
-    }
+
+    // 2. What stays of it, or what goes.
     let names = names(&arguments.image)?;
-    let pruned = prune(&publisher, &|image| names.contains(image.plain_name()), &options, &cancel)?;
+    let wanted = wanted(&lists, arguments, &publisher, &cancel)?;
+    let is_gone = |image: &Named| {
+        let name = image.plain_name();
+        Ok(if lists.is_empty() { names.contains(name) } else { !wanted.contains(name) })
+    };
+
+    // 3. Take it away.
+    let before = super::revision_to_follow(&publisher, &options)?;
+    let pruned = global.publish(&publisher, before, |_| {
+        let pruned = prune(&publisher, &is_gone, &options, &cancel)?;
+        let revision = pruned.revision;
+        Ok((pruned, revision))
+    })?;
     global.print(&pruned, &summary(&pruned, arguments.dry_run))?;
     match names.iter().find(|name| !pruned.names.iter().any(|pruned| pruned.ends_with(name.as_str()))) {
         Some(missing) => Err(Error::not_found(format!("image {missing}"))),
@@ -56,11 +70,15 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
 
 /// What the wish lists stand for now. A line that cannot be used, or a registry that does not answer, is no reason to take
 /// anything away.
-fn wanted(arguments: &Arguments, publisher: &Publisher, cancel: &Cancel) -> Result<BTreeSet<String>> {
+fn wanted(
+    lists: &[(&Path, Recipe)],
+    arguments: &Arguments,
+    publisher: &Publisher,
+    cancel: &Cancel,
+) -> Result<BTreeSet<String>> {
     let registries = arguments.registry.registries(cancel)?;
     let mut wanted = BTreeSet::new();
-    for path in &arguments.recipes {
-        let recipe = read_recipe(path)?;
+    for (path, recipe) in lists {
         let file = path.display();
         if let Some(other) = recipe.repository.as_ref().filter(|name| **name != publisher.config.name) {
             return Err(Error::invalid(

@@ -39,11 +39,6 @@ pub enum Report {
 }
 
 impl Report {
-    /// What became of an image.
-    pub fn new(name: &str, result: Result<Outcome>) -> Self {
-        result.map_or_else(|error| Self::failed(name, &error), Self::Done)
-    }
-
     fn failed(name: &str, error: &Error) -> Self {
         Self::Failed { name: name.to_owned(), error: explain(error), ignored: false }
     }
@@ -116,11 +111,14 @@ pub fn convert(
     });
     cancel.check()?;
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if options.one_revision {
-        publish_together(converter, &mut results, cancel)?;
-    }
+    let unpublished = if options.one_revision { publish_together(converter, &mut results, cancel).err() } else { None };
+    cancel.check()?;
     let reports = requests.iter().zip(results).map(|(request, result)| match (request, result) {
-        (Ok(request), Some(result)) => Report::new(&request.name.whole_name(), result.map(|prepared| prepared.outcome)),
+        (Ok(request), Some(Ok(prepared))) => match &unpublished {
+            Some(error) if prepared.is_wanted() => Report::failed(&request.name.whole_name(), error),
+            _ => Report::Done(prepared.outcome),
+        },
+        (Ok(request), Some(Err(error))) => Report::failed(&request.name.whole_name(), &error),
         (Err((name, error)), _) => Report::failed(name, error),
         (Ok(request), None) => Report::failed(&request.name.whole_name(), &Error::Cancelled),
     });
@@ -139,7 +137,7 @@ pub fn plan(converter: &Converter<'_>, requests: &[Result<Request, (String, Erro
     requests.iter().map(plan).collect()
 }
 
-/// Publishes all that could be prepared. If that fails, it fails for all of them.
+/// Publishes all that could be prepared, and fails for all of it.
 fn publish_together(
     converter: &Converter<'_>,
     results: &mut [Option<Result<Prepared>>],

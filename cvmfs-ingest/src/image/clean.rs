@@ -58,14 +58,19 @@ pub struct Collected {
 /// Nothing is removed after an error.
 pub fn prune(
     publisher: &Publisher,
-    is_gone: &dyn Fn(&Named) -> bool,
+    is_gone: &dyn Fn(&Named) -> Result<bool>,
     options: &Options,
     cancel: &Cancel,
 ) -> Result<Pruned> {
     let _lock = contents::lock(publisher, options.publication.commit.patience, cancel)?;
     let mut tree = head(publisher, options)?;
-    let inventory = Inventory::read(&mut tree)?;
-    let gone: Vec<&Named> = inventory.images.iter().filter(|image| is_gone(image)).collect();
+    let inventory = Inventory::read(&mut tree, &publisher.config.name)?;
+    let mut gone = Vec::new();
+    for image in &inventory.images {
+        if is_gone(image)? {
+            gone.push(image);
+        }
+    }
     let names = gone.iter().map(|image| image.name.clone()).collect();
     let entries = inventory.unname(&gone, &mut tree, options.now)?;
     Ok(Pruned { names, revision: publish(publisher, entries, options, cancel)? })
@@ -78,7 +83,7 @@ pub fn prune(
 pub fn collect(publisher: &Publisher, grace_period: i64, options: &Options, cancel: &Cancel) -> Result<Collected> {
     let _lock = contents::lock(publisher, options.publication.commit.patience, cancel)?;
     let mut tree = head(publisher, options)?;
-    let inventory = Inventory::read(&mut tree)?;
+    let inventory = Inventory::read(&mut tree, &publisher.config.name)?;
     let garbage = inventory.garbage()?;
     let mut since = Since::load(publisher)?;
     since.update(&garbage, options.now);

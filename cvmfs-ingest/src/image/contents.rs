@@ -15,7 +15,7 @@ use cvmfs_core::commit::Publisher;
 use cvmfs_core::entry::{EntryKind, Mtime};
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::lock::FileLock;
-use cvmfs_core::path::{RepoPath, display};
+use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::Cancel;
 use cvmfs_core::tree::Tree;
 use cvmfs_core::xattr::Xattrs;
@@ -428,12 +428,10 @@ impl<'a, 'o> Plan<'a, 'o> {
             links.extend([place.catalog()?, place.public(&FlatPlace::of(image))]);
         }
         if let (Some(main), 2..) = (wanted.main(), wanted.images.len()) {
-            let mut names: Vec<_> =
-                platforms(&mut self.library.tree)?.iter().map(|path| display(path.name())).collect();
-            names.extend(wanted.images.iter().map(|image| layout::platform_name(&image.platform)));
-            links.extend(layout::alias_links(&names));
+            let names: Vec<_> = wanted.images.iter().map(|image| layout::platform_name(&image.platform)).collect();
             let place = NamePlace::of(&wanted.name)?;
-            links.extend([place.catalog()?, place.variant_link(&main.platform.architecture)]);
+            links.extend(place.alias_links(&names));
+            links.extend([place.catalog()?, place.variant_link(&layout::platform_name(&main.platform))]);
         }
         self.generate(links)
     }

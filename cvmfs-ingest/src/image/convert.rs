@@ -225,13 +225,14 @@ impl<'a> Converter<'a> {
     /// Does all for an image but publish it: fetches what is missing.
     pub fn prepare(&self, request: &Request, progress: &dyn Progress, cancel: &Cancel) -> Result<Prepared> {
         let start = Instant::now();
-        if request.thin.as_ref().is_some_and(|thin| thin.replaces(&*request.store, &request.reference)) {
-            let reason = "the thin image would take the place of the image that it stands for";
-            return Err(Error::invalid(request.name.whole_name(), reason));
-        }
 
         // 1. What does the name stand for, and is that what the repository has?
         let resolved = resolved(request)?;
+        let replaces = |thin: &thin::Target| thin.replaces(&*request.store, &request.reference, &resolved);
+        if request.thin.as_ref().map_or(Ok(false), replaces)? {
+            let reason = "the thin image would take the place of the image that it stands for";
+            return Err(Error::invalid(request.name.whole_name(), reason));
+        }
         let mut tree = self.head()?;
         let mut outcome =
             Outcome { name: request.name.whole_name(), digest: resolved.to_string(), ..Outcome::default() };
@@ -392,6 +393,13 @@ pub struct Prepared {
     fetched: Vec<Descriptor>,
     /// Where its thin image is to be pushed.
     thin: Option<thin::Target>,
+}
+
+impl Prepared {
+    /// Whether there is something to publish for it.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.is_some()
+    }
 }
 
 impl From<Outcome> for Prepared {

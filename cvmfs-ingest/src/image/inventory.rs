@@ -9,7 +9,7 @@ use cvmfs_core::catalog::{AUTO_MARKER, MARKER};
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::entry::EntryKind;
 use cvmfs_core::error::{Error, Result};
-use cvmfs_core::path::{RepoPath, display};
+use cvmfs_core::path::{RepoPath, RepositoryName, display};
 use cvmfs_core::tree::Tree;
 use serde::Serialize;
 
@@ -73,10 +73,10 @@ pub struct Garbage {
 
 impl Inventory {
     /// Looks through a tree.
-    pub fn read(tree: &mut Tree) -> Result<Self> {
+    pub fn read(tree: &mut Tree, repository: &RepositoryName) -> Result<Self> {
         let images = named(tree)?;
         let (flat, layers) = (numbered(tree, &FlatPlace::all())?, numbered(tree, &LayerPlace::all())?);
-        let linked = linked(tree)?;
+        let linked = linked(tree, repository)?;
         let lists = (read_document(tree, &podman::images_file())?, read_document(tree, &podman::layers_file())?);
         let podman = lists.0.zip(lists.1);
         Ok(Self { images, flat, layers, linked, podman })
@@ -99,8 +99,10 @@ impl Inventory {
         };
         for image in gone {
             let plain = image.plain_name();
-            // The last one is the link that leads to all platforms.
-            paths.extend([image.metadata.clone(), image.name.parse()?, plain.parse()?]);
+            let place = NamePlace::at(plain.parse()?);
+            paths.extend([image.metadata.clone(), image.name.parse()?]);
+            // The links that lead to several platforms.
+            paths.extend(place.aliases().chain([place.link().clone()]));
             podman_names.extend(podman_names_of(plain, &stays));
         }
         let mut entries = removals(paths, tree)?;
@@ -118,7 +120,7 @@ impl Inventory {
         let flat: Vec<String> = self
             .flat
             .iter()
-            .filter(|(hex, path)| !is_used(hex) && !self.linked.contains(*path))
+            .filter(|(hex, path)| !is_used(hex) && !self.is_linked(path))
             .map(|(hex, _)| hex.clone())
             .collect();
         let used: BTreeSet<String> = self.images.iter().flat_map(|image| &image.blobs).map(Digest::hex).collect();
@@ -147,6 +149,11 @@ impl Inventory {
         Ok(entries)
     }
 
+    /// Whether a link leads to a directory, or into it.
+    fn is_linked(&self, directory: &RepoPath) -> bool {
+        self.linked.iter().any(|place| place.starts_with(directory))
+    }
+
     fn store(&self) -> Result<Option<Store>> {
         let open = |(images, layers): &(Vec<u8>, Vec<u8>)| Store::open(Some(images), Some(layers), Links::Relative);
         self.podman.as_ref().map(open).transpose()
@@ -163,6 +170,8 @@ impl Named {
 
 /// What podman calls an image, but for names of images that stay.
 fn podman_names_of(name: &str, stays: &dyn Fn(&str) -> bool) -> Vec<String> {
+    // A name that has its digest in the place of the tag.
+    let name = name.replacen(":sha256:", "@sha256:", 1);
     let Ok(image) = name.parse::<super::reference::Reference>() else { return Vec::new() };
     let Ok(reference) = layout::Reference::of(&image) else { return Vec::new() };
     let mut names = Vec::from_iter(podman::name(&image.registry, &image.repository, reference));
@@ -256,16 +265,22 @@ fn numbered(tree: &mut Tree, root: &RepoPath) -> Result<BTreeMap<String, RepoPat
     Ok(found)
 }
 
-/// The places in the repository that links outside the directories of layers, trees and stores lead to.
-fn linked(tree: &mut Tree) -> Result<BTreeSet<RepoPath>> {
+/// The places among the trees that links from elsewhere in the repository lead to.
+fn linked(tree: &mut Tree, repository: &RepositoryName) -> Result<BTreeSet<RepoPath>> {
     let mut found = BTreeSet::new();
-    let platforms = layout::platforms_root();
+    let trees = FlatPlace::all();
+    // In there are links for programs within images, and those of podman's store, which has its own list.
+    let images = [trees.clone(), LayerPlace::all(), podman::root()];
+    let mount = format!("/cvmfs/{repository}/");
     tree.walk_into(&RepoPath::root(), &mut |path, row| {
         if let EntryKind::Symlink { target } = &row.entry.kind {
-            found.extend(resolve(&path.parent().unwrap_or_default(), target));
+            let place = match target.strip_prefix(mount.as_bytes()) {
+                Some(below) => resolve(&RepoPath::root(), below),
+                None => resolve(&path.parent().unwrap_or_default(), target),
+            };
+            found.extend(place.filter(|place| place.starts_with(&trees)));
         }
-        let is_hidden = !path.is_root() && path.name().starts_with(b".") && !path.starts_with(&platforms);
-        Ok(!is_hidden)
+        Ok(!images.contains(path))
     })?;
     Ok(found)
 }

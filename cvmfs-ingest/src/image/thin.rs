@@ -62,6 +62,8 @@ impl Outputs {
 pub struct Target {
     name: Reference,
     repository: Repository,
+    /// What the repository is called by those who read it.
+    read_as: String,
     tag: String,
 }
 
@@ -73,7 +75,8 @@ impl Target {
     pub fn new(name: &Reference, registries: &Registries) -> Result<Self> {
         let tag = name.tag.clone().filter(|_| !name.is_pattern());
         let tag = tag.ok_or_else(|| Error::invalid(name.whole_name(), "a thin image needs a tag"))?;
-        Ok(Self { name: name.clone(), repository: registries.repository(name)?, tag })
+        let read_as = registries.repository(name)?.describe();
+        Ok(Self { name: name.clone(), repository: registries.origin(name)?, read_as, tag })
     }
 
     /// The whole name.
@@ -81,9 +84,18 @@ impl Target {
         self.name.whole_name()
     }
 
-    /// Whether this is where an image comes from.
-    pub(super) fn replaces(&self, store: &dyn ImageStore, reference: &str) -> bool {
-        store.describe() == self.repository.describe() && reference == self.tag
+    /// Whether this is where an image comes from, whose digest is known.
+    pub(super) fn replaces(&self, store: &dyn ImageStore, reference: &str, resolved: &Digest) -> Result<bool> {
+        if ![self.repository.describe(), self.read_as.clone()].contains(&store.describe()) {
+            return Ok(false);
+        }
+        if reference == self.tag {
+            return Ok(true);
+        }
+        match store.digest(&self.tag) {
+            Err(error) if error.is_not_found() => Ok(false),
+            digest => Ok(digest?.is_some_and(|digest| digest == *resolved)),
+        }
     }
 
     /// Pushes the thin image of an image whose layers a repository has; `origin` is what the image was asked for as.

@@ -112,7 +112,7 @@ impl Layout {
         fs::write(self.directory.join("index.json"), index.to_string()).expect("index");
     }
 
-    /// An image of layers for an architecture: the descriptor of its manifest, and the name of its tree.
+    /// An image of layers for an architecture, perhaps with `/variant`: the descriptor of its manifest, and the name of its tree.
     fn manifest(&self, architecture: &str, layers: &[Layer]) -> (Value, String) {
         let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
         let history: Vec<_> = layers.iter().map(|_| json!({ "created_by": "test" })).collect();
@@ -133,7 +133,11 @@ impl Layout {
             "config": self.put(&config, "application/vnd.oci.image.config.v1+json"), "layers": descriptors,
         });
         let mut descriptor = self.put(manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json");
+        let (architecture, variant) = architecture.split_once('/').unwrap_or((architecture, ""));
         descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        if !variant.is_empty() {
+            descriptor["platform"]["variant"] = variant.into();
+        }
         (descriptor, flat(&config))
     }
 

@@ -276,6 +276,88 @@ fn platforms_are_converted_one_by_one_or_all() {
     site.check(&[]);
 }
 
+/// What clients call themselves is not what images call them, and not always the same.
+#[test]
+fn clients_find_their_platform_in_each_image() {
+    let (site, layout) = site();
+    let one = |name: &str| layers(&[Tar::new().file("platform", name.as_bytes()).end()]);
+    let index = |tag: &str, platforms: &[&str]| {
+        let images: Vec<_> = platforms.iter().map(|platform| (*platform, one(&format!("{tag} {platform}")))).collect();
+        let images: Vec<_> = images.iter().map(|(platform, layers)| (*platform, &layers[..])).collect();
+        layout.index(tag, &images)
+    };
+    // The name of the second image's platform was a link for the first one's.
+    let flats =
+        [index("1", &["amd64", "arm64/v8"]), index("2", &["amd64", "arm64"]), index("3", &["arm/v6", "arm/v7"])];
+    for tag in ["1", "2", "3"] {
+        for run in 0..2 {
+            let converted = convert(&site, &layout.name(tag), &format!("a:{tag}"), &["--platform", "all"]).json();
+            assert_eq!(converted["revision"].is_null(), run == 1, "{tag}");
+        }
+    }
+    // Which tree a client sees. What it is called stands for the variable, and what is behind that if nothing does.
+    let seen = |tag: &str, machine: Option<&str>| {
+        let list = site.list(&[]).0;
+        let mut path = format!("r.example.org/a:{tag}");
+        for _ in 0..4 {
+            let Some((_, target)) = list.get(&path).and_then(|line| line.split_once(" ../")) else { return path };
+            let target = target.split(' ').next().expect("a target").trim_start_matches("../");
+            let default = target.split_once(":-").and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name);
+            path = match default {
+                Some(default) => {
+                    target.replace(&format!("$(CVMFS_ARCH:-{default})"), machine.unwrap_or(default)).to_owned()
+                }
+                None if target.starts_with(".flat") => target.to_owned(),
+                None => format!(".multiarch/{target}"),
+            };
+        }
+        path
+    };
+    for (tag, machine, flat) in [
+        ("1", Some("x86_64"), &flats[0][0]),
+        ("1", Some("aarch64"), &flats[0][1]),
+        ("1", Some("arm64"), &flats[0][1]),
+        ("1", None, &flats[0][0]),
+        ("2", Some("aarch64"), &flats[1][1]),
+        ("2", Some("arm64"), &flats[1][1]),
+        ("3", Some("armv6l"), &flats[2][0]),
+        ("3", Some("armv7l"), &flats[2][1]),
+        ("3", None, &flats[2][0]),
+    ] {
+        assert_eq!(seen(tag, machine), *flat, "{tag} {machine:?}");
+    }
+    site.check(&[]);
+    run(site.command("cvmfs-ingest").args(["prune", "--image", "r.example.org/a:1"])).ok();
+    let list = site.list(&[]).0;
+    assert!(list.keys().all(|path| !path.ends_with("/a:1")), "{list:?}");
+    assert!(list.contains_key(".multiarch/aarch64/r.example.org/a:2"));
+    site.check(&[]);
+}
+
+/// Those who take images away tell it as those who publish do, and what is without a name is so for podman.
+#[test]
+fn taking_away_runs_hooks_and_forgets_names_with_digests() {
+    let (site, layout) = site();
+    layout.image("1", &layers(&[odd::base()]));
+    let digest = convert(&site, &layout.name("1"), "a:1", &[]).json()["digest"].as_str().expect("text").to_owned();
+    let name = format!("a@{digest}");
+    convert(&site, &layout.name("1"), &name, &["--podman", "layers"]).json();
+    let store = || site.publish(&["cat", "/podmanStore/overlay-images/images.json"]).ok();
+    assert!(store().contains(&name), "{}", store());
+
+    let said = site.path("said");
+    let hook = format!("publish_after_hook() {{ echo \"$1\" >> {}; }}", said.display());
+    std::fs::write(site.root().join("etc/cvmfs/cvmfs_server_hooks.sh"), hook).expect("hooks");
+    run(site.command("cvmfs-ingest").args(["prune", "--dry-run", "--image", &format!("r.example.org/{name}")])).ok();
+    assert!(!said.exists());
+    run(site.command("cvmfs-ingest").args(["prune", "--image", &format!("r.example.org/{name}")])).ok();
+    assert!(!store().contains(&name), "{}", store());
+    run(site.command("cvmfs-ingest").args(["prune", "--image", "r.example.org/a:1"])).ok();
+    run(site.command("cvmfs-ingest").args(["gc", "--grace-period", "0"])).ok();
+    assert_eq!(std::fs::read_to_string(&said).expect("said").lines().count(), 3);
+    site.check(&[]);
+}
+
 /// More layers than there are files that can be open.
 #[test]
 fn images_may_have_many_layers() {

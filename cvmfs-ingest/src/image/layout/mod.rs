@@ -295,6 +295,11 @@ impl NamePlace {
         Self::new(&reference.registry, &reference.repository, Reference::of(reference)?)
     }
 
+    /// The name whose link is at a path.
+    pub fn at(link: RepoPath) -> Self {
+        Self(link)
+    }
+
     /// The link that users follow: `registry/repository:tag`.
     pub fn link(&self) -> &RepoPath {
         &self.0
@@ -343,12 +348,32 @@ impl NamePlace {
         Self(directory.join(&self.0))
     }
 
-    /// The link that leads each client to its own platform, and others to the architecture `default`: clients replace
+    /// The link that leads each client to its own platform, and others to `default`, one of the image's: clients replace
     /// the variable in it.
     pub fn variant_link(&self, default: &str) -> Generated {
         let up = "../".repeat(self.0.components().count() - 1);
         let target = format!("{up}{MULTIARCH}/$(CVMFS_ARCH:-{default})/");
         Generated::Symlink { path: self.0.clone(), target: [target.as_bytes(), self.0.as_bytes()].concat() }
+    }
+
+    /// The links for clients that call one of the image's `platforms` by another name.
+    pub fn alias_links(&self, platforms: &[String]) -> Vec<Generated> {
+        let is_there = |name: &str| platforms.iter().any(|platform| platform == name);
+        let link = |(alias, candidates): &(&str, &[&str])| {
+            let target = candidates.iter().find(|candidate| is_there(candidate))?;
+            Some(Generated::link(self.among(alias).0, self.among(target).link()))
+        };
+        ALIASES.iter().filter(|(alias, _)| !is_there(alias)).filter_map(link).collect()
+    }
+
+    /// Where such links may be.
+    pub fn aliases(&self) -> impl Iterator<Item = RepoPath> {
+        ALIASES.iter().map(|(alias, _)| self.among(alias).0)
+    }
+
+    /// The same name among those of a platform with a legal name.
+    fn among(&self, platform: &str) -> Self {
+        self.below(&path(&format!("{MULTIARCH}/{platform}")))
     }
 }
 
@@ -391,28 +416,17 @@ pub fn platform_name(platform: &Platform) -> String {
     if variant.is_empty() { architecture.clone() } else { format!("{architecture}:{variant}") }
 }
 
-/// Other words for platforms: what clients call themselves, and the names of Go that stand for it, the best first.
-const ALIASES: [(&str, &[&str]); 7] = [
+/// What clients call their platforms (`uname -m`), and the names of Go that stand for it, the best first.
+const ALIASES: [(&str, &[&str]); 8] = [
     ("aarch64", &["arm64", "arm64:v8"]),
     ("arm64", &["arm64:v8"]),
-    ("armhf", &["arm"]),
-    ("armel", &["arm:v6"]),
+    ("armv6l", &["arm:v6", "arm", "arm:v5"]),
+    ("armv7l", &["arm:v7", "arm", "arm:v6"]),
     ("i386", &["386"]),
+    ("i686", &["386"]),
+    ("loongarch64", &["loong64"]),
     ("x86_64", &["amd64"]),
-    ("x86-64", &["amd64"]),
 ];
-
-/// The links beside the directories of platforms, for clients that call them by other names. `platforms` are the
-/// directories; none of them is replaced.
-pub fn alias_links(platforms: &[String]) -> Vec<Generated> {
-    let is_there = |name: &str| platforms.iter().any(|platform| platform == name);
-    let link = |(alias, candidates): &(&str, &[&str])| {
-        let target = candidates.iter().find(|candidate| is_there(candidate))?;
-        let path = path(&format!("{MULTIARCH}/{alias}"));
-        Some(Generated::Symlink { path, target: target.as_bytes().to_vec() })
-    };
-    ALIASES.iter().filter(|(alias, _)| !is_there(alias)).filter_map(link).collect()
-}
 
 #[cfg(test)]
 mod tests {
@@ -499,19 +513,23 @@ mod tests {
     }
 
     #[test]
-    fn aliases_lead_to_the_best_platform_and_replace_none() {
+    fn aliases_lead_to_the_best_platform_of_the_image() {
+        let place = NamePlace::new("r.org", "a/img", Reference::Tag("1")).unwrap();
         let links = |names: &[&str]| -> Vec<(String, String)> {
-            alias_links(&names.iter().map(ToString::to_string).collect::<Vec<_>>()).iter().map(text).collect()
+            place.alias_links(&names.iter().map(ToString::to_string).collect::<Vec<_>>()).iter().map(text).collect()
         };
-        let pair = |alias: &str, target: &str| (format!("/.multiarch/{alias}"), target.to_owned());
-        assert_eq!(links(&["amd64"]), [pair("x86_64", "amd64"), pair("x86-64", "amd64")]);
+        let pair = |alias: &str, target: &str| {
+            (format!("/.multiarch/{alias}/r.org/a/img:1"), format!("../../../{target}/r.org/a/img:1"))
+        };
+        assert_eq!(links(&["amd64"]), [pair("x86_64", "amd64")]);
         assert_eq!(links(&["arm64:v8"]), [pair("aarch64", "arm64:v8"), pair("arm64", "arm64:v8")]);
         assert_eq!(links(&["arm64", "arm64:v8"]), [pair("aarch64", "arm64")]);
         assert_eq!(
-            links(&["arm", "arm:v6", "386"]),
-            [pair("armhf", "arm"), pair("armel", "arm:v6"), pair("i386", "386")]
+            links(&["arm:v6", "arm:v7", "386"]),
+            [pair("armv6l", "arm:v6"), pair("armv7l", "arm:v7"), pair("i386", "386"), pair("i686", "386")]
         );
         assert_eq!(links(&["aarch64", "arm64"]), []);
+        assert_eq!(place.aliases().next().unwrap().to_string(), "/.multiarch/aarch64/r.org/a/img:1");
     }
 
     #[test]

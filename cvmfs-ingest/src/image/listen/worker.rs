@@ -1,6 +1,6 @@
 //! What is done about a hint: it says where to look, and the registry says what is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -207,7 +207,7 @@ fn remove_missing(service: &Service<'_>, shared: &Shared, repository: &Reference
     let Plan { clean, .. } = (service.plan)()?;
     let head = service.publisher.head(clean.now)?;
     let before = head.manifest().revision;
-    let inventory = Inventory::read(&mut head.tree(&Selector::Head)?)?;
+    let inventory = Inventory::read(&mut head.tree(&Selector::Head)?, &service.publisher.config.name)?;
     // 1. What is here of it, by tag; what has only a digest is wanted whatever the registry calls it.
     let allowed = shared.allowed();
     let here: BTreeSet<Reference> = inventory
@@ -220,19 +220,20 @@ fn remove_missing(service: &Service<'_>, shared: &Shared, repository: &Reference
         .collect();
     // 2. What of it is not there.
     let store = service.registry.open(repository)?;
-    let mut gone = BTreeSet::new();
-    for image in &here {
+    let mut gone = BTreeMap::new();
+    for tag in here.iter().filter_map(|image| image.tag.as_deref()) {
         cancel.check()?;
-        if is_missing(&*store, image.tag.as_deref().unwrap_or_default())? {
-            gone.insert(display(NamePlace::of(image)?.link().as_bytes()));
+        if is_missing(&*store, tag)? {
+            let image = Reference { tag: Some(tag.to_owned()), ..repository.clone() };
+            gone.insert(display(NamePlace::of(&image)?.link().as_bytes()), tag);
         }
     }
     if gone.is_empty() {
         return Ok(Done::Unchanged);
     }
-    // 3. That goes here as well.
+    // 3. That goes here as well, unless it was pushed and converted meanwhile.
     service.hooks.before(Operation::Publish, before)?;
-    let is_gone = |named: &Named| gone.contains(named.plain_name());
+    let is_gone = |named: &Named| gone.get(named.plain_name()).map_or(Ok(false), |tag| is_missing(&*store, tag));
     let pruned = clean::prune(service.publisher, &is_gone, &clean, cancel)?;
     let Some(revision) = pruned.revision else { return Ok(Done::Unchanged) };
     for warning in service.hooks.after(Operation::Publish, revision) {

@@ -147,9 +147,21 @@ impl Registries {
     /// # Errors
     /// `InvalidInput` for a name that no URL can have.
     pub fn repository(&self, reference: &Reference) -> Result<Repository> {
-        let options = &self.shared.options;
         let is_meant = |mirror: &&Mirror| mirror.hosts.matches(&reference.registry, &reference.repository);
-        let (scheme, host, path) = match options.mirrors.iter().find(is_meant) {
+        self.repository_at(reference, self.shared.options.mirrors.iter().find(is_meant))
+    }
+
+    /// The same, to push to it: not what a mirror has of it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn origin(&self, reference: &Reference) -> Result<Repository> {
+        self.repository_at(reference, None)
+    }
+
+    fn repository_at(&self, reference: &Reference, mirror: Option<&Mirror>) -> Result<Repository> {
+        let options = &self.shared.options;
+        let (scheme, host, path) = match mirror {
             Some(mirror) => {
                 let path = [&mirror.path[..], &reference.repository].join("/");
                 (mirror.scheme.unwrap_or(reference.scheme), &mirror.host[..], path.trim_start_matches('/').to_owned())

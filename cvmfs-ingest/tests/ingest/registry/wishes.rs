@@ -470,20 +470,28 @@ fn images_that_left_the_list_go_and_later_what_they_were_made_of() {
     let edit = |arguments: &[&str]| assert!(site.command(arguments).output().unwrap().status.success());
     edit(&["--delete", ".metadata"]);
     assert_eq!(flat(), 0);
-    let (publisher, mut links) = (publisher(&site), tar::Builder::new(Vec::new()));
-    let link = publisher.head(now()).unwrap().tree(&Selector::Head).unwrap();
+    let link = publisher(&site).head(now()).unwrap().tree(&Selector::Head).unwrap();
     let link = { link }.find(&format!("{}/app:3", registry.server.address).parse().unwrap()).unwrap().unwrap();
     let EntryKind::Symlink { target } = link.entry.kind else { panic!("no link") };
-    let target = format!("../{}", String::from_utf8(target).unwrap());
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::Symlink);
-    header.set_size(0);
-    links.append_link(&mut header, ".multiarch/amd64/app:3", &target).unwrap();
-    let archive = site.root.path().join("links.tar");
-    fs::write(&archive, links.into_inner().unwrap()).unwrap();
-    edit(&["--delete", &registry.server.address, "--tar", archive.to_str().unwrap()]);
-    assert_eq!(flat(), 0);
-    edit(&["--delete", ".multiarch"]);
+    let target = String::from_utf8(target).unwrap();
+    let below = target.trim_start_matches("../");
+    let mut place = registry.server.address.clone();
+    for (next, target) in [
+        (".multiarch/amd64/app:3", format!("../{target}")),
+        ("sw/.modules/app", format!("/cvmfs/{NAME}/{below}")),
+        ("sw/etc", format!("../{below}/etc")),
+    ] {
+        let (mut links, mut header) = (tar::Builder::new(Vec::new()), tar::Header::new_gnu());
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        links.append_link(&mut header, next, &target).unwrap();
+        let archive = site.root.path().join("links.tar");
+        fs::write(&archive, links.into_inner().unwrap()).unwrap();
+        edit(&["--delete", &place, "--tar", archive.to_str().unwrap()]);
+        assert_eq!(flat(), 0, "{next}");
+        next.clone_into(&mut place);
+    }
+    edit(&["--delete", &place]);
     assert_eq!(flat(), 1);
 }
 

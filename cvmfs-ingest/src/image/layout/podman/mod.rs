@@ -299,6 +299,11 @@ impl Store {
     }
 }
 
+/// The store.
+pub fn root() -> RepoPath {
+    path(PODMAN)
+}
+
 /// The list of images.
 pub fn images_file() -> RepoPath {
     directory("overlay-images/images.json")
@@ -311,7 +316,7 @@ pub fn layers_file() -> RepoPath {
 
 /// A path in the store.
 fn directory(name: &str) -> RepoPath {
-    path(PODMAN).join(&path(name))
+    root().join(&path(name))
 }
 
 /// Documents of an image, by the names that podman gives them.
