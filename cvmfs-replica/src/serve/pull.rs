@@ -180,6 +180,8 @@ fn fetch_object(source: &Source, id: ObjectId) -> Result<u64> {
     let mut content = source.store()?.open(&Key::Object(id))?;
     let mut staged = store.stage()?;
     let size = std::io::copy(&mut content, &mut staged).at(directory)?;
+    // No flush follows: a snapshot that comes after a power failure would believe what has a name and a size.
+    staged.sync()?;
     staged.finish(&id)?;
     Ok(size)
 }

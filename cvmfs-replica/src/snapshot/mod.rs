@@ -14,7 +14,7 @@
 //!
 //! Source: `cvmfs/swissknife_pull.cc`, `cvmfs/server/cvmfs_server_snapshot.sh`.
 
-mod crash;
+pub(crate) mod crash;
 mod failures;
 pub(crate) mod proven;
 pub(crate) mod source;
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
             self.check_age(new)
         })?;
         proven.begin()?;
-        let unfinished = crash::begin(&self.replica.spool, &*self.store, self.cancel)?;
+        let unfinished = crash::begin(&self.replica.spool, &*self.store, || Ok(()), self.cancel)?;
         let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;
 
         progress.phase("fetching", Unit::Bytes, None);
