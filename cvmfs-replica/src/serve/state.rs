@@ -156,11 +156,14 @@ pub(super) struct Content {
 /// The past of a repository: revisions with names and the newest, the oldest first.
 pub(super) type Past = Arc<Vec<Point>>;
 
+/// All repositories, and when they were looked at.
+type Latest = (Instant, Arc<Vec<RepositoryState>>);
+
 /// Everything that is known, each part for as long as it holds.
 #[derive(Debug, Default)]
 pub(super) struct States {
     configuration: RwLock<Arc<Configuration>>,
-    latest: tokio::sync::Mutex<Option<(Instant, Arc<Vec<RepositoryState>>)>>,
+    latest: Arc<tokio::sync::Mutex<Option<Latest>>>,
     /// By storage; with the root catalog that it was made for.
     pasts: Mutex<HashMap<Storage, (ContentHash, Past)>>,
 }
@@ -347,7 +350,7 @@ impl States {
 
     /// Looks at all repositories that are served or configured, sorted by name.
     pub(super) async fn all(&self, shared: &Arc<Shared>) -> Result<Arc<Vec<RepositoryState>>> {
-        let mut latest = self.latest.lock().await;
+        let mut latest = Arc::clone(&self.latest).lock_owned().await;
         if let Some((looked, states)) = &*latest
             && looked.elapsed() < STATE_KEPT
         {
@@ -355,13 +358,14 @@ impl States {
         }
         let configuration = self.configuration();
         let collecting = Arc::clone(shared);
-        let collect = move || collect(&collecting, &configuration);
-        let states = tokio::task::spawn_blocking(collect)
-            .await
-            .map_err(|failure| Error::invalid("state", failure.to_string()))??;
-        let states = Arc::new(states);
-        *latest = Some((Instant::now(), Arc::clone(&states)));
-        Ok(states)
+        // A thread that a storage keeps goes on when nobody waits for it any more. It keeps the lock, or each who asks
+        // would have one more.
+        let looking = tokio::task::spawn_blocking(move || {
+            let states = Arc::new(collect(&collecting, &configuration)?);
+            *latest = Some((Instant::now(), Arc::clone(&states)));
+            Ok(states)
+        });
+        looking.await.map_err(|failure| Error::invalid("state", failure.to_string()))?
     }
 
     /// Looks at one repository.
