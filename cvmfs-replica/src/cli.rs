@@ -97,7 +97,7 @@ impl ServerArgs {
         let (reload, notices) = (Arc::new(Notify::new()), Arc::new(Notices::new(root.clone())));
         raise_open_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().at("tokio runtime")?;
-        let (schedule, outcome) = runtime.block_on(async {
+        let served = runtime.block_on(async {
             let cancel = cancel_on_signals()?;
             let mut interrupt = signal(SignalKind::interrupt()).at("signal handler")?;
             let mut terminate = signal(SignalKind::terminate()).at("signal handler")?;
@@ -152,10 +152,15 @@ impl ServerArgs {
             };
             let outcome = serve::serve(listeners, repositories, options, shutdown).await?;
             Ok::<_, Error>((schedule, outcome))
-        })?;
+        });
+        // A disk that does not answer must not keep the process from ending.
+        runtime.shutdown_background();
+        let (schedule, outcome) = served?;
         // What was running has been asked to stop; the next run goes on, or begins again.
-        if let Some(schedule) = schedule {
-            schedule.wait();
+        if let Some(schedule) = schedule
+            && !has_ended(schedule, Duration::from_secs(self.grace))
+        {
+            tracing::warn!("a job does not end; it is left behind");
         }
         let text = format!(
             "{} connections, {} requests, {} aborted\n",
@@ -163,6 +168,18 @@ impl ServerArgs {
         );
         global.print(&outcome, &text)
     }
+}
+
+/// Waits for jobs to end, not for ever; whether they did.
+fn has_ended(schedule: Arc<Schedule>, patience: Duration) -> bool {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        schedule.wait();
+        drop(schedule);
+        // Nobody waits any more.
+        let _ = ended.send(());
+    });
+    end.recv_timeout(patience).is_ok()
 }
 
 fn resolve(option: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {
