@@ -2,7 +2,7 @@
 //! asked to end. Each adds what is to be done beside.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,14 @@ use crate::serve::{self, Listener, Notices, Repositories, ServeOptions, TlsFiles
 /// Where the reference keeps the database, below the root.
 const GEO_DATABASE: &str = "var/lib/cvmfs-server/geo/GeoLite2-City.mmdb";
 
+/// Where a server listens that is not told anything else.
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+
 /// Arguments of servers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerArgs {
-    /// Address and port to listen on; may be repeated
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    /// Address and port to listen on; may be repeated [default: 127.0.0.1:8000, none with --listen-tls]
+    #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
     /// Log every request
     #[arg(long)]
@@ -88,7 +91,8 @@ impl ServerArgs {
     ) -> Result<()> {
         let root = global.server_root()?;
         let repositories = Repositories::scan(root.path());
-        let addresses = resolve("--listen", &self.listen)?;
+        let is_default = self.listen.is_empty() && self.listen_tls.is_empty();
+        let addresses = if is_default { vec![DEFAULT_ADDRESS] } else { resolve("--listen", &self.listen)? };
         let tls_addresses = resolve("--listen-tls", &self.listen_tls)?;
         let geo_database = self.geo_database.clone().unwrap_or_else(|| root.path().join(GEO_DATABASE));
         if self.geo_database.is_some() && !geo_database.exists() {
@@ -102,7 +106,10 @@ impl ServerArgs {
             let mut interrupt = signal(SignalKind::interrupt()).at("signal handler")?;
             let mut terminate = signal(SignalKind::terminate()).at("signal handler")?;
             let mut hangup = signal(SignalKind::hangup()).at("signal handler")?;
-            let mut listeners: Vec<Listener> = serve::listen(&addresses)?.into_iter().map(Listener::from).collect();
+            let mut listeners: Vec<Listener> = Vec::new();
+            if !addresses.is_empty() {
+                listeners.extend(serve::listen(&addresses)?.into_iter().map(Listener::from));
+            }
             if !tls_addresses.is_empty() {
                 listeners.extend(serve::listen(&tls_addresses)?.into_iter().map(Listener::tls));
             }
