@@ -38,6 +38,8 @@ use crate::error::{Error, IoContext as _, Result};
 
 /// After so long without a sign of life the system asks whether a peer is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Servers that speak HTTP/2 are not asked for a sign of life more often than this.
+const SIGN_OF_LIFE_MIN: Duration = Duration::from_millis(100);
 /// How long connections wait for the next request.
 const IDLE: Duration = Duration::from_secs(90);
 /// How many redirections are followed for one request, if any.
@@ -83,6 +85,8 @@ impl Client {
             .map_err(|_| Error::invalid("HTTP client", "the user agent is no value of a header"))?;
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("*/*")), (USER_AGENT, user_agent)]);
         let connector = Connector::new(hop, options)?;
+        // One connection has all requests to a server. If it is frozen, it must have ended when they are repeated.
+        let sign_of_life = (options.low_speed_time / 3).max(SIGN_OF_LIFE_MIN);
         Ok(Self {
             headers,
             proxy_authorization: connector.proxy.as_ref().and_then(|proxy| proxy.authorization.clone()),
@@ -90,6 +94,8 @@ impl Client {
                 .timer(TokioTimer::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE)
+                .http2_keep_alive_interval(sign_of_life)
+                .http2_keep_alive_timeout(sign_of_life)
                 .build(connector),
             redirects: options.redirects,
         })
