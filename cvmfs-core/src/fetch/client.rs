@@ -77,6 +77,22 @@ impl fmt::Display for SendError {
     }
 }
 
+/// There is no TLS connection to the proxy, as opposed to the server behind it.
+#[derive(Debug)]
+pub(super) struct ProxyTlsError(BoxError);
+
+impl fmt::Display for ProxyTlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no TLS connection to the proxy")
+    }
+}
+
+impl StdError for ProxyTlsError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
+}
+
 impl Client {
     /// # Errors
     /// `InvalidInput`, or what [`certificates`] returns.
@@ -179,6 +195,8 @@ struct Connector {
     tcp: HttpConnector,
     tls: Arc<Tls>,
     proxy: Option<Proxy>,
+    /// Whether it connects to the proxy.
+    is_to_proxy: bool,
     timeout: Duration,
 }
 
@@ -204,11 +222,12 @@ impl Connector {
         tcp.set_connect_timeout(Some(options.connect_timeout));
         let certificates = options.ca_bundle.as_deref().map(read_certificates).transpose()?;
         let tls = Arc::new(Tls { certificates: certificates.unwrap_or_default(), connector: Mutex::default() });
-        Ok(Self { tcp, tls, proxy, timeout: options.connect_timeout })
+        Ok(Self { tcp, tls, proxy, is_to_proxy: false, timeout: options.connect_timeout })
     }
 
     async fn connect(mut self, uri: Uri) -> Result<Stream, BoxError> {
         let Some(proxy) = self.proxy.take() else { return self.connect_to_peer(uri).await };
+        self.is_to_proxy = true;
         if !is_tls(&uri) {
             return Ok(Stream { is_proxied: true, ..self.connect_to_peer(proxy.uri).await? });
         }
@@ -225,7 +244,11 @@ impl Connector {
     async fn connect_to_peer(mut self, uri: Uri) -> Result<Stream, BoxError> {
         let tcp = self.tcp.call(uri.clone()).await?;
         let stream = Stream { io: Box::new(tcp), is_proxied: false, is_http_2: false };
-        if is_tls(&uri) { self.tls.connect(&uri, stream).await } else { Ok(stream) }
+        if !is_tls(&uri) {
+            return Ok(stream);
+        }
+        let connected = self.tls.connect(&uri, stream).await;
+        connected.map_err(|error| if self.is_to_proxy { ProxyTlsError(error).into() } else { error })
     }
 }
 
