@@ -1,12 +1,15 @@
 //! What a source says it has: manifest, whitelist and certificate, fetched and verified.
 
+use std::io::Write as _;
+
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::fetch::HttpStore;
+use cvmfs_core::hash::ObjectId;
 use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::object;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::storage::{Key, NamedFile, ReadStore};
+use cvmfs_core::storage::{Key, NamedFile, ReadStore, WriteStore};
 use cvmfs_core::trust::keys::{Certificate, PublicKey};
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 
@@ -105,16 +108,16 @@ impl Documents {
     }
 }
 
-/// Fetches and verifies the whitelist alone, for a certificate that is at hand.
-pub(crate) fn fetch_whitelist(source: &HttpStore, trust: Trust<'_>, certificate: &Certificate) -> Result<Vec<u8>> {
-    let bytes = source.read(&NamedFile::Whitelist.into())?;
-    let place = source.describe(&NamedFile::Whitelist.into());
-    let verify = || {
-        let signed = SignedWhitelist::parse(&bytes)?;
-        signed.verify(trust.name, trust.keys, trust.now)?.check_certificate(certificate)
-    };
-    verify().map_err(|error| at(&place, error))?;
-    Ok(bytes)
+/// Brings an object that may be large into a store, and returns its stored size.
+pub(crate) fn copy(source: &HttpStore, store: &dyn WriteStore, id: &ObjectId) -> Result<u64> {
+    let key = Key::Object(*id);
+    // This hands out no byte before all of them are verified.
+    let mut content = source.open(&key)?;
+    let mut staged = store.stage()?;
+    let size = std::io::copy(&mut content, &mut staged).at(store.describe(&key))?;
+    staged.flush().at(store.describe(&key))?;
+    staged.finish(id)?;
+    Ok(size)
 }
 
 /// Fails unless the source is open for replication and has documents that verify.
