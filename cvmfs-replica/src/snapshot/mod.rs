@@ -300,13 +300,14 @@ impl<'a> Run<'a> {
             if self.store.read(&id.into()).is_ok_and(|stored| id.hash.algorithm().hash(&stored) == id.hash) {
                 continue;
             }
-            let stored = match id.kind {
-                ObjectKind::Certificate => certificate_bytes.clone(),
-                _ => self.source.read(&id.into())?,
-            };
             self.store.discard(&id)?;
-            self.store.put(&id, &stored)?;
-            counts.add_object(stored.len());
+            let size = if id.kind == ObjectKind::Certificate {
+                self.store.put(&id, certificate_bytes)?;
+                certificate_bytes.len() as u64
+            } else {
+                source::copy(&self.source, &*self.store, &id)?
+            };
+            counts.add_object(size);
         }
         Ok(counts)
     }
