@@ -40,6 +40,7 @@ use super::bundle::read_body;
 use super::connection::Shared;
 use super::repositories::Storage;
 use super::respond::{self, Caching};
+use super::socket::Socket;
 use super::unix_seconds;
 use crate::replica::Replica;
 use crate::snapshot::source::stored_certificate;
@@ -261,6 +262,7 @@ pub(super) async fn answer(
     if method != wanted {
         return error(StatusCode::METHOD_NOT_ALLOWED, &method, now);
     }
+    let socket = request.extensions().get::<Socket>().cloned();
     let body = tokio::time::timeout(shared.options.request_timeout, read_body(request.into_body(), BODY_MAX)).await;
     let body = match body {
         Ok(Ok(body)) => body,
@@ -268,7 +270,7 @@ pub(super) async fn answer(
         Err(_timeout) => return error(StatusCode::REQUEST_TIMEOUT, &method, now),
     };
     if wanted == Method::GET {
-        return subscribe(&notices, &body, shared, now).await;
+        return subscribe(&notices, &body, socket, shared, now).await;
     }
     let taken = tokio::task::spawn_blocking(move || notices.take(&body, unix_seconds(now))).await;
     let (status, reason) = match taken {
@@ -302,6 +304,7 @@ fn status_of(error: &Error) -> StatusCode {
 async fn subscribe(
     notices: &Arc<Notices>,
     body: &[u8],
+    socket: Option<Socket>,
     shared: &Arc<Shared>,
     now: SystemTime,
 ) -> Response<ResponseBody> {
@@ -320,8 +323,15 @@ async fn subscribe(
     let (sender, blocks) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
         let (_permit, _listening) = (permit, listening);
+        let mut left = std::pin::pin!(async {
+            match socket {
+                Some(socket) => socket.closed().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let event = tokio::select! {
+                () = left.as_mut() => return,
                 event = tokio::time::timeout(SILENCE_MAX, news.recv()) => event,
                 () = sender.closed() => return,
                 _ = ended.wait_for(|ended| *ended) => return,
