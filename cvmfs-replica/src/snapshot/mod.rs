@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
         let trust = Trust { name: &self.replica.name, keys: &self.keys, now: self.options.now };
         let documents =
             Documents::fetch(&self.source, servers, &*self.store, Some(bytes), trust, |new| self.check_age(new))?;
-        if has_it && self.is_unchanged(&proven, &documents.manifest_bytes)? {
+        if has_it && documents.has_certificate && self.is_unchanged(&proven, &documents.manifest_bytes)? {
             self.update_whitelist(&documents.whitelist_bytes)?;
             // A run that was killed may have left it.
             self.store.remove(NamedFile::IsSnapshotting)?;
@@ -219,7 +219,7 @@ impl<'a> Run<'a> {
             return Ok(outcome_of(Ending::Unchanged, self.ours.as_ref()));
         }
         if has_it {
-            // Another manifest came with the second look at the documents.
+            // Its certificate is lost, or another manifest came with a second look at the documents.
             source::check_open(&self.source)?;
         }
         proven.begin()?;
@@ -257,9 +257,8 @@ impl<'a> Run<'a> {
 
     /// Whether the replica has all that belongs to the source's manifest.
     fn is_unchanged(&self, proven: &Proven, manifest: &[u8]) -> Result<bool> {
-        let Some(ours) = self.ours.as_ref().filter(|ours| ours.bytes() == manifest) else { return Ok(false) };
-        let is_good = proven.last_good()?.is_some_and(|good| good == self.key(manifest));
-        Ok(is_good && source::stored_certificate(&*self.store, ours).is_ok())
+        let is_ours = self.ours.as_ref().is_some_and(|ours| ours.bytes() == manifest);
+        Ok(is_ours && proven.last_good()?.is_some_and(|good| good == self.key(manifest)))
     }
 
     /// The source may sign its whitelist anew at any time, and that of the replica may be lost.

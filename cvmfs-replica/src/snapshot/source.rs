@@ -25,6 +25,8 @@ pub(crate) struct Documents {
     pub(crate) whitelist_bytes: Vec<u8>,
     /// The stored bytes of the certificate's object.
     pub(crate) certificate_bytes: Vec<u8>,
+    /// Whether that was in the storage.
+    pub(crate) has_certificate: bool,
 }
 
 /// Who may sign, and what for.
@@ -93,18 +95,16 @@ impl Documents {
             .and_then(|signed| signed.verify(name, keys, now).cloned())
             .map_err(|error| at(&place(NamedFile::Whitelist), error))?;
         let id = signed.certificate_object();
-        let certificate_bytes = match object::read_small(storage, &id, CERTIFICATE_MAX) {
-            // It is in the storage and has the right hash.
-            Ok(_) => storage.read(&id.into())?,
-            Err(_) => source.read(&id.into())?,
-        };
+        let stored = storage.read(&id.into()).ok().filter(|bytes| id.hash.algorithm().hash(bytes) == id.hash);
+        let has_certificate = stored.is_some();
+        let certificate_bytes = stored.map_or_else(|| source.read(&id.into()), Ok)?;
         let pem = cvmfs_core::compression::inflate(&source.describe(&id.into()), &certificate_bytes, CERTIFICATE_MAX)?;
         let certificate = Certificate::from_pem(&source.describe(&id.into()), pem)?;
         let manifest = whitelist
             .check_certificate(&certificate)
             .and_then(|()| signed.verify(name, &certificate).cloned())
             .map_err(|error| at(&place(NamedFile::Manifest), error))?;
-        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes })
+        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes, has_certificate })
     }
 }
 
