@@ -2,7 +2,7 @@
 //! asked to end. Each adds what is to be done beside.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,14 @@ use crate::serve::{self, Listener, Notices, Repositories, ServeOptions, TlsFiles
 /// Where the reference keeps the database, below the root.
 const GEO_DATABASE: &str = "var/lib/cvmfs-server/geo/GeoLite2-City.mmdb";
 
+/// Where a server listens that is not told anything else.
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+
 /// Arguments of servers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerArgs {
-    /// Address and port to listen on; may be repeated
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    /// Address and port to listen on; may be repeated [default: 127.0.0.1:8000, none with --listen-tls]
+    #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
     /// Log every request
     #[arg(long)]
@@ -88,7 +91,8 @@ impl ServerArgs {
     ) -> Result<()> {
         let root = global.server_root()?;
         let repositories = Repositories::scan(root.path());
-        let addresses = resolve("--listen", &self.listen)?;
+        let is_default = self.listen.is_empty() && self.listen_tls.is_empty();
+        let addresses = if is_default { vec![DEFAULT_ADDRESS] } else { resolve("--listen", &self.listen)? };
         let tls_addresses = resolve("--listen-tls", &self.listen_tls)?;
         let geo_database = self.geo_database.clone().unwrap_or_else(|| root.path().join(GEO_DATABASE));
         if self.geo_database.is_some() && !geo_database.exists() {
@@ -97,12 +101,15 @@ impl ServerArgs {
         let (reload, notices) = (Arc::new(Notify::new()), Arc::new(Notices::new(root.clone())));
         raise_open_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().at("tokio runtime")?;
-        let (schedule, outcome) = runtime.block_on(async {
+        let served = runtime.block_on(async {
             let cancel = cancel_on_signals()?;
             let mut interrupt = signal(SignalKind::interrupt()).at("signal handler")?;
             let mut terminate = signal(SignalKind::terminate()).at("signal handler")?;
             let mut hangup = signal(SignalKind::hangup()).at("signal handler")?;
-            let mut listeners: Vec<Listener> = serve::listen(&addresses)?.into_iter().map(Listener::from).collect();
+            let mut listeners: Vec<Listener> = Vec::new();
+            if !addresses.is_empty() {
+                listeners.extend(serve::listen(&addresses)?.into_iter().map(Listener::from));
+            }
             if !tls_addresses.is_empty() {
                 listeners.extend(serve::listen(&tls_addresses)?.into_iter().map(Listener::tls));
             }
@@ -152,10 +159,15 @@ impl ServerArgs {
             };
             let outcome = serve::serve(listeners, repositories, options, shutdown).await?;
             Ok::<_, Error>((schedule, outcome))
-        })?;
+        });
+        // A disk that does not answer must not keep the process from ending.
+        runtime.shutdown_background();
+        let (schedule, outcome) = served?;
         // What was running has been asked to stop; the next run goes on, or begins again.
-        if let Some(schedule) = schedule {
-            schedule.wait();
+        if let Some(schedule) = schedule
+            && !has_ended(schedule, Duration::from_secs(self.grace))
+        {
+            tracing::warn!("a job does not end; it is left behind");
         }
         let text = format!(
             "{} connections, {} requests, {} aborted\n",
@@ -163,6 +175,18 @@ impl ServerArgs {
         );
         global.print(&outcome, &text)
     }
+}
+
+/// Waits for jobs to end, not for ever; whether they did.
+fn has_ended(schedule: Arc<Schedule>, patience: Duration) -> bool {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        schedule.wait();
+        drop(schedule);
+        // Nobody waits any more.
+        let _ = ended.send(());
+    });
+    end.recv_timeout(patience).is_ok()
 }
 
 fn resolve(option: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -84,7 +85,7 @@ fn only_what_is_new_is_asked_for() {
 
     let unchanged = replica.snapshot();
     assert_eq!(unchanged["ending"].as_str(), Some("unchanged"));
-    assert_eq!(source.requests(), [".cvmfspublished"]);
+    assert_eq!(source.requests(), [".cvmfspublished", ".cvmfswhitelist"]);
 
     for name in ["one", "two"] {
         let before: BTreeSet<String> = original.objects().into_iter().collect();
@@ -349,6 +350,42 @@ fn replicas_come_and_go() {
     replica.run(&["remove", alias]).ok();
     assert!(!replica.site.root().join("srv/cvmfs").join(alias).exists());
     replica.run(&["status", alias]).fails(1);
+}
+
+#[test]
+fn the_whitelist_is_that_of_the_source_though_there_is_no_new_revision() {
+    let original = small_site(&[]);
+    let source = Source::start(&original);
+    let replica = Replica::of(&original, &source, &[]);
+    replica.snapshot();
+    fs::remove_file(replica.site.storage().join(".cvmfswhitelist")).expect("removed");
+    assert_eq!(replica.snapshot()["ending"].as_str(), Some("unchanged"));
+    let [ours, theirs] = [&replica.site, &original].map(|site| site.storage().join(".cvmfswhitelist"));
+    let read = |file: &Path| fs::read(file).expect("whitelist");
+    let before = read(&ours);
+    assert!(before == read(&theirs));
+    original.publish(&["resign", "--days", "3"]).ok();
+    assert_eq!(replica.snapshot()["ending"].as_str(), Some("unchanged"));
+    assert!(read(&ours) != before && read(&ours) == read(&theirs));
+}
+
+#[test]
+fn a_faulty_configuration_concerns_one_replica_only() {
+    let original = small_site(&[]);
+    let source = Source::start(&original);
+    let replica = Replica::of(&original, &source, &["--group", "nightly"]);
+    let complaint = replica.run(&["snapshot", "--group", "nope"]).fails(1);
+    assert!(complaint.contains("group \"nope\""), "{complaint}");
+    replica.add(&original, &source, &["--name", "broken.example.org"]).ok();
+    let file = replica.site.root().join("etc/cvmfs/repositories.d/broken.example.org/replica.conf");
+    fs::write(&file, "CVMFS_HTTP_TIMEOUT=soon\n").expect("replica.conf");
+    for arguments in [&["snapshot"][..], &["gc"], &["status"]] {
+        let done = replica.run(arguments);
+        assert!(done.stdout.contains("broken.example.org") && done.stdout.contains(NAME), "{}", done.stdout);
+        let complaint = done.fails(1);
+        assert!(complaint.contains("broken.example.org"), "{complaint}");
+    }
+    assert!(replica.site.manifest() == original.manifest());
 }
 
 #[test]

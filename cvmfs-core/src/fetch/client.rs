@@ -38,6 +38,8 @@ use crate::error::{Error, IoContext as _, Result};
 
 /// After so long without a sign of life the system asks whether a peer is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Servers that speak HTTP/2 are not asked for a sign of life more often than this.
+const SIGN_OF_LIFE_MIN: Duration = Duration::from_millis(100);
 /// How long connections wait for the next request.
 const IDLE: Duration = Duration::from_secs(90);
 /// How many redirections are followed for one request, if any.
@@ -75,6 +77,22 @@ impl fmt::Display for SendError {
     }
 }
 
+/// There is no TLS connection to the proxy, as opposed to the server behind it.
+#[derive(Debug)]
+pub(super) struct ProxyTlsError(BoxError);
+
+impl fmt::Display for ProxyTlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no TLS connection to the proxy")
+    }
+}
+
+impl StdError for ProxyTlsError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
+}
+
 impl Client {
     /// # Errors
     /// `InvalidInput`, or what [`certificates`] returns.
@@ -83,6 +101,8 @@ impl Client {
             .map_err(|_| Error::invalid("HTTP client", "the user agent is no value of a header"))?;
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("*/*")), (USER_AGENT, user_agent)]);
         let connector = Connector::new(hop, options)?;
+        // One connection has all requests to a server. If it is frozen, it must have ended when they are repeated.
+        let sign_of_life = (options.low_speed_time / 3).max(SIGN_OF_LIFE_MIN);
         Ok(Self {
             headers,
             proxy_authorization: connector.proxy.as_ref().and_then(|proxy| proxy.authorization.clone()),
@@ -90,6 +110,8 @@ impl Client {
                 .timer(TokioTimer::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE)
+                .http2_keep_alive_interval(sign_of_life)
+                .http2_keep_alive_timeout(sign_of_life)
                 .build(connector),
             redirects: options.redirects,
         })
@@ -173,6 +195,8 @@ struct Connector {
     tcp: HttpConnector,
     tls: Arc<Tls>,
     proxy: Option<Proxy>,
+    /// Whether it connects to the proxy.
+    is_to_proxy: bool,
     timeout: Duration,
 }
 
@@ -198,11 +222,12 @@ impl Connector {
         tcp.set_connect_timeout(Some(options.connect_timeout));
         let certificates = options.ca_bundle.as_deref().map(read_certificates).transpose()?;
         let tls = Arc::new(Tls { certificates: certificates.unwrap_or_default(), connector: Mutex::default() });
-        Ok(Self { tcp, tls, proxy, timeout: options.connect_timeout })
+        Ok(Self { tcp, tls, proxy, is_to_proxy: false, timeout: options.connect_timeout })
     }
 
     async fn connect(mut self, uri: Uri) -> Result<Stream, BoxError> {
         let Some(proxy) = self.proxy.take() else { return self.connect_to_peer(uri).await };
+        self.is_to_proxy = true;
         if !is_tls(&uri) {
             return Ok(Stream { is_proxied: true, ..self.connect_to_peer(proxy.uri).await? });
         }
@@ -219,7 +244,11 @@ impl Connector {
     async fn connect_to_peer(mut self, uri: Uri) -> Result<Stream, BoxError> {
         let tcp = self.tcp.call(uri.clone()).await?;
         let stream = Stream { io: Box::new(tcp), is_proxied: false, is_http_2: false };
-        if is_tls(&uri) { self.tls.connect(&uri, stream).await } else { Ok(stream) }
+        if !is_tls(&uri) {
+            return Ok(stream);
+        }
+        let connected = self.tls.connect(&uri, stream).await;
+        connected.map_err(|error| if self.is_to_proxy { ProxyTlsError(error).into() } else { error })
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::header::{HeaderMap, RETRY_AFTER};
 
-use super::client::SendError;
+use super::client::{ProxyTlsError, SendError};
 use super::retry::parse_retry_after;
 use crate::error::Error;
 use crate::hash::ContentHash;
@@ -89,7 +89,9 @@ impl Failure {
         let reason = innermost(error);
         if error.is_connect() && is_tls_failure(error) {
             // A certificate that is refused now is refused in a second as well.
-            Self::server(Kind::Refused(format!("TLS: {reason}")))
+            let is_of_proxy = causes(error).any(<dyn StdError>::is::<ProxyTlsError>);
+            let blame = if is_of_proxy { Blame::Proxy } else { Blame::Server };
+            Self::new(Kind::Refused(format!("TLS: {reason}")), blame)
         } else if error.is_connect() {
             Self::new(Kind::Connect(format!("cannot connect: {reason}")), nearest)
         } else {

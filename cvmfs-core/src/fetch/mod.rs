@@ -52,7 +52,7 @@ use self::request::{Delivered, Wanted};
 use self::route::{ProxyRotation, Servers};
 use self::sink::Spool;
 use crate::error::Result;
-use crate::hash::ObjectId;
+use crate::hash::{ObjectId, ObjectKind};
 use crate::storage::{Key, NamedFile, ReadStore};
 
 pub use self::bandwidth::Bandwidth;
@@ -68,6 +68,8 @@ pub use reqwest::Url;
 
 /// After so many failures in a row a server is not asked for bundles any more.
 const BUNDLE_FAILURES_MAX: u32 = 3;
+/// The largest accepted certificate or meta info, in stored bytes.
+const SMALL_OBJECT_MAX: u64 = 16 << 20;
 
 /// A repository on web servers.
 ///
@@ -240,7 +242,13 @@ impl HttpStore {
     fn wanted(&self, key: Key, method: Method) -> Wanted {
         match key {
             Key::Object(id) | Key::Shortcut(id) => {
-                Wanted { key, method, hash: Some(id.hash), max_size: self.options.max_object_size, fresh: false }
+                let max_object_size = self.options.max_object_size;
+                let max_size = match id.kind {
+                    // These are read into memory.
+                    ObjectKind::Certificate | ObjectKind::Metainfo => max_object_size.min(SMALL_OBJECT_MAX),
+                    _ => max_object_size,
+                };
+                Wanted { key, method, hash: Some(id.hash), max_size, fresh: false }
             }
             Key::Named(file) => {
                 // Upstream: a reflog from a cache could lack what the last run added to it.

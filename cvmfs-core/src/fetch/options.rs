@@ -32,7 +32,8 @@ pub struct HttpOptions {
     pub ca_bundle: Option<PathBuf>,
     /// The largest accepted named file, in bytes.
     pub max_named_size: u64,
-    /// The largest accepted object in stored bytes; keeps an endless answer from filling memory or disk.
+    /// The largest accepted object in stored bytes; keeps an endless answer from filling memory or disk. Certificates and
+    /// meta info have at most 16 MiB in any case.
     pub max_object_size: u64,
     /// What to do with answers that point elsewhere.
     pub redirects: Redirects,

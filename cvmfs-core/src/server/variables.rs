@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::storage::StoragePlace;
@@ -10,8 +11,8 @@ use crate::storage::StoragePlace;
 /// Variables of configuration files.
 #[derive(Debug, Clone, Default)]
 pub struct Variables {
-    file: PathBuf,
-    values: BTreeMap<String, String>,
+    /// Each with the file that it is from.
+    values: BTreeMap<String, (Arc<Path>, String)>,
 }
 
 impl Variables {
@@ -26,14 +27,14 @@ impl Variables {
             }
             result => result.at(file)?,
         };
-        let mut values = BTreeMap::new();
+        let (mut values, origin) = (BTreeMap::new(), Arc::from(file));
         for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
             let line = line.strip_prefix("export ").unwrap_or(line);
             if let Some((key, value)) = line.split_once('=') {
-                values.insert(key.trim().to_owned(), unquote(value.trim()).to_owned());
+                values.insert(key.trim().to_owned(), (Arc::clone(&origin), unquote(value.trim()).to_owned()));
             }
         }
-        Ok(Self { file: file.to_owned(), values })
+        Ok(Self { values })
     }
 
     /// Adds the variables of another file, which win over those of this one.
@@ -43,12 +44,12 @@ impl Variables {
 
     /// The value of a variable; `None` if it is not set, or empty.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.values.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.raw(key).filter(|value| !value.is_empty())
     }
 
     /// The value of a variable, also if it is empty.
     pub fn raw(&self, key: &str) -> Option<&str> {
-        self.values.get(key).map(String::as_str)
+        self.values.get(key).map(|(_, value)| value.as_str())
     }
 
     /// The value of a variable as a number or other parsable value.
@@ -85,7 +86,8 @@ impl Variables {
     }
 
     fn invalid(&self, key: &str, value: &str) -> Error {
-        Error::invalid(format!("{}: {key}", self.file.display()), format!("impossible value {value:?}"))
+        let file = self.values.get(key).map(|(file, _)| format!("{}: ", file.display())).unwrap_or_default();
+        Error::invalid(format!("{file}{key}"), format!("impossible value {value:?}"))
     }
 }
 

@@ -282,6 +282,14 @@ pub struct Listed {
 
 /// An object under construction in a [`WriteStore`].
 pub trait StagedObject: Write + Send + fmt::Debug {
+    /// Makes the written bytes durable before they get their name, for whoever puts single objects that no
+    /// [`flush`](WriteStore::flush) follows.
+    ///
+    /// This implementation is for stores where an object is whole as soon as it has its name, whatever happens.
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the written bytes their name; the same promises as [`WriteStore::put`].
     fn finish(self: Box<Self>, id: &ObjectId) -> Result<Put>;
 }

@@ -3,11 +3,10 @@ use std::time::Duration;
 
 use cvmfs_core::check::Means;
 use cvmfs_core::cli::{CheckArgs, Checked, GlobalArgs, cancel_on_signals, check_verdict, now};
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::Result;
 use cvmfs_core::fetch::{HttpStore, parse_servers};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_replica::check::with_subject;
-use cvmfs_replica::replica::Replica;
 use serde::Serialize;
 
 /// How long to wait for a snapshot before a replica is mended.
@@ -43,16 +42,15 @@ struct Line {
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let (now, cancel) = (now()?, cancel_on_signals()?);
-    let mut replicas = super::replicas(&global.server_root()?, &arguments.names)?;
-    replicas.retain(|replica| !replica.is_pass_through);
+    let mut meant = super::replicas(&global.server_root()?, &arguments.names)?;
+    meant.retain(|replica| Ok(!replica.is_pass_through));
     if arguments.names.is_empty() {
-        replicas.retain(|replica| replica.is_active);
-        let complete = replicas.iter().map(Replica::is_complete).collect::<Result<Vec<_>>>()?;
-        let mut complete = complete.into_iter();
-        replicas.retain(|_| complete.next() == Some(true));
+        meant.retain(|replica| Ok(replica.is_active && replica.is_complete()?));
     }
-    let (mut lines, mut text, mut first_error) = (Vec::new(), String::new(), None::<Error>);
-    for replica in replicas {
+    let mut text: String = meant.unusable.iter().map(|(alias, error)| format!("{alias}: {error}\n")).collect();
+    let mut first_error = meant.unusable.into_iter().next().map(|(_, error)| error);
+    let mut lines = Vec::new();
+    for replica in meant.replicas {
         let checked = with_subject(&replica, |subject| {
             let _lock = arguments.check.repair.then(|| replica.lock(PATIENCE, &cancel)).transpose()?;
             let sources = match &arguments.check.from {

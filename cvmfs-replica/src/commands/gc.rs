@@ -30,20 +30,22 @@ pub(super) struct Arguments {
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     let (now, cancel) = (now()?, cancel_on_signals()?);
-    let mut replicas = super::replicas(&global.server_root()?, &arguments.names)?;
+    let mut meant = super::replicas(&global.server_root()?, &arguments.names)?;
     if arguments.names.is_empty() {
-        replicas.retain(|replica| replica.is_active);
+        meant.retain(|replica| Ok(replica.is_active));
     }
-    let (mut done, mut first_error) = (Vec::new(), None);
-    for replica in replicas {
-        let skipped = match is_needless(&replica, &cancel)? {
+    let mut done: Vec<Line> = meant.unusable.iter().map(|(alias, error)| Line::failed(alias, error)).collect();
+    let mut first_error = meant.unusable.into_iter().next().map(|(_, error)| error);
+    for replica in meant.replicas {
+        let skipped = is_needless(&replica, &cancel).map(|skipped| match skipped {
             Some(Skipped::SourceUnchanged) if arguments.always => None,
             Some(Skipped::NotCollectable) if !arguments.names.is_empty() => None,
             skipped => skipped,
-        };
+        });
         let result = match skipped {
-            Some(skipped) => Ok(Line::skipped(&replica, skipped)),
-            None => {
+            Err(error) => Err(error),
+            Ok(Some(skipped)) => Ok(Line::skipped(&replica, skipped)),
+            Ok(None) => {
                 let options = arguments.garbage.options(now)?;
                 let log = replica.deletion_log.as_deref();
                 let outcome = arguments.garbage.run(global, now, log, |report, progress| {
@@ -56,7 +58,7 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
             Ok(line) => done.push(line),
             Err(error @ Error::Cancelled) => return Err(error),
             Err(error) => {
-                done.push(Line::failed(&replica, &error));
+                done.push(Line::failed(&replica.alias, &error));
                 first_error.get_or_insert(error);
             }
         }
@@ -96,8 +98,8 @@ impl Line {
         Self { alias: replica.alias.to_string(), outcome: Some(outcome), text, ..Self::default() }
     }
 
-    fn failed(replica: &Replica, error: &Error) -> Self {
+    fn failed(alias: &RepositoryName, error: &Error) -> Self {
         let text = error.to_string();
-        Self { alias: replica.alias.to_string(), error: Some(text.clone()), text, ..Self::default() }
+        Self { alias: alias.to_string(), error: Some(text.clone()), text, ..Self::default() }
     }
 }

@@ -62,18 +62,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Replicas, and those that cannot be used: one with a faulty configuration must not keep a command from the others.
+#[derive(Default)]
+struct Meant {
+    replicas: Vec<Replica>,
+    unusable: Vec<(RepositoryName, Error)>,
+}
+
+impl Meant {
+    /// Leaves out what does not satisfy a condition; a replica of which that cannot be told is unusable.
+    fn retain(&mut self, mut condition: impl FnMut(&Replica) -> Result<bool>) {
+        for replica in std::mem::take(&mut self.replicas) {
+            match condition(&replica) {
+                Ok(true) => self.replicas.push(replica),
+                Ok(false) => {}
+                Err(error) => self.unusable.push((replica.alias, error)),
+            }
+        }
+    }
+}
+
 /// The replicas that are meant: those that are named, or all.
 ///
 /// # Errors
 /// `NotFound` if there is none.
-fn replicas(root: &ServerRoot, names: &[RepositoryName]) -> Result<Vec<Replica>> {
-    if !names.is_empty() {
-        return names.iter().map(|name| Replica::load(root, name)).collect();
-    }
-    let replicas = Replica::all(root)?;
-    if replicas.is_empty() {
+fn replicas(root: &ServerRoot, names: &[RepositoryName]) -> Result<Meant> {
+    let aliases = if names.is_empty() { Replica::aliases(root)? } else { names.to_vec() };
+    if aliases.is_empty() {
         let configs = root.path().join("etc/cvmfs/repositories.d");
         return Err(Error::not_found(format!("a replica configured below {}", configs.display())));
     }
-    Ok(replicas)
+    let mut meant = Meant::default();
+    for alias in aliases {
+        match Replica::load(root, &alias) {
+            Ok(replica) => meant.replicas.push(replica),
+            Err(error) => meant.unusable.push((alias, error)),
+        }
+    }
+    Ok(meant)
 }

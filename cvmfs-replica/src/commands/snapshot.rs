@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::time::Duration;
 
 use cvmfs_core::cli::{GlobalArgs, cancel_on_signals, human_bytes, now, parse_bytes, raise_open_file_limit};
@@ -7,6 +8,8 @@ use cvmfs_replica::replica::Replica;
 use cvmfs_replica::schedule::{self, ScheduleOptions};
 use cvmfs_replica::snapshot::{Ending, FormerRevisions, SnapshotOptions, SnapshotOutcome, snapshot};
 use serde::Serialize;
+
+use super::Meant;
 
 /// Bring replicas to the newest revision of their source
 #[derive(Debug, clap::Args)]
@@ -72,13 +75,15 @@ pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
     }
     let bandwidth = arguments.bandwidth.as_deref().map(parse_bytes).transpose()?;
     let cancel = cancel_on_signals()?;
-    let (mut done, mut first_error) = (Vec::new(), None);
-    for mut replica in select(global, arguments)? {
+    let meant = select(global, arguments)?;
+    let mut done: Vec<Line> = meant.unusable.iter().map(|(alias, error)| Line::new(alias, Err(error))).collect();
+    let mut first_error = meant.unusable.into_iter().next().map(|(_, error)| error);
+    for mut replica in meant.replicas {
         replica.transfer.bytes_per_second = bandwidth.or(replica.transfer.bytes_per_second);
         let progress = global.progress();
         let result = snapshot(&replica, &options, &*progress, &cancel);
         drop(progress);
-        let line = Line::new(&replica, result.as_ref());
+        let line = Line::new(&replica.alias, result.as_ref());
         match result {
             Ok(outcome) => {
                 global.warn(&outcome.warnings);
@@ -111,7 +116,7 @@ fn watch(global: &GlobalArgs, arguments: &Arguments, every: Duration) -> Result<
     let printer = global.clone();
     let report = move |replica: &Replica, result: &Result<SnapshotOutcome>| {
         if !matches!(result, Ok(SnapshotOutcome { ending: Ending::Unchanged | Ending::PassThrough, .. })) {
-            let line = Line::new(replica, result.as_ref());
+            let line = Line::new(&replica.alias, result.as_ref());
             // Whoever read this is gone; the snapshots go on.
             drop(printer.print(&line, &format!("{}\n", line.text)));
         }
@@ -121,22 +126,28 @@ fn watch(global: &GlobalArgs, arguments: &Arguments, every: Duration) -> Result<
 }
 
 /// The replicas that are meant, the one whose last snapshot is oldest first.
-fn select(global: &GlobalArgs, arguments: &Arguments) -> Result<Vec<Replica>> {
-    let mut replicas = super::replicas(&global.server_root()?, &arguments.names)?;
+///
+/// # Errors
+/// `NotFound` if there is none, or none of the group.
+fn select(global: &GlobalArgs, arguments: &Arguments) -> Result<Meant> {
+    let mut meant = super::replicas(&global.server_root()?, &arguments.names)?;
     if !arguments.names.is_empty() {
-        return Ok(replicas);
+        return Ok(meant);
     }
-    replicas.retain(|replica| replica.is_active);
-    if let Some(group) = &arguments.group {
-        replicas.retain(|replica| replica.group == *group);
+    let group = arguments.group.as_ref();
+    meant.retain(|replica| Ok(replica.is_active && group.is_none_or(|group| replica.group == *group)));
+    // One whose configuration cannot be read may be of the group.
+    if let Some(group) = group.filter(|_| meant.replicas.is_empty() && meant.unusable.is_empty()) {
+        return Err(Error::not_found(format!("an active replica of the group {group:?}")));
     }
-    let date = |replica: Replica| Ok((replica.last_snapshot()?, replica));
-    let mut dated = replicas.into_iter().map(date).collect::<Result<Vec<_>>>()?;
-    if arguments.skip_new {
-        dated.retain(|(date, _)| date.is_some());
-    }
-    dated.sort_by_key(|(date, _)| *date);
-    Ok(dated.into_iter().map(|(_, replica)| replica).collect())
+    let mut dates = HashMap::new();
+    meant.retain(|replica| {
+        let date = replica.last_snapshot()?;
+        dates.insert(replica.alias.clone(), date);
+        Ok(date.is_some() || !arguments.skip_new)
+    });
+    meant.replicas.sort_by_key(|replica| dates.get(&replica.alias).copied().flatten());
+    Ok(meant)
 }
 
 /// What is printed of one replica.
@@ -152,8 +163,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(replica: &Replica, result: Result<&SnapshotOutcome, &Error>) -> Self {
-        let alias = replica.alias.to_string();
+    fn new(alias: &RepositoryName, result: Result<&SnapshotOutcome, &Error>) -> Self {
+        let alias = alias.to_string();
         let text = match result {
             Ok(outcome) => format!("{alias}: {}", summary(outcome)),
             Err(error) => format!("{alias}: {error}"),

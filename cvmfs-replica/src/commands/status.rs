@@ -19,10 +19,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(global: &GlobalArgs, arguments: &Arguments) -> Result<()> {
-    let replicas = super::replicas(&global.server_root()?, &arguments.names)?;
-    let states = replicas.iter().map(|replica| status(replica, arguments.runs)).collect::<Result<Vec<_>>>()?;
-    let text: String = states.iter().map(describe).collect();
-    global.print(&states, &text)
+    let meant = super::replicas(&global.server_root()?, &arguments.names)?;
+    let states = meant.replicas.iter().map(|replica| status(replica, arguments.runs)).collect::<Result<Vec<_>>>()?;
+    let unusable = meant.unusable.iter().map(|(alias, error)| format!("{alias}\n  {error}\n"));
+    let text: String = states.iter().map(describe).chain(unusable).collect();
+    global.print(&states, &text)?;
+    meant.unusable.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 fn describe(status: &Status) -> String {

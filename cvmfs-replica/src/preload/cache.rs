@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek as _, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cvmfs_core::clock::UnixSeconds;
@@ -12,6 +12,7 @@ use cvmfs_core::compression::{Compression, InflatingReader};
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::hash::ObjectId;
 use cvmfs_core::object;
+use cvmfs_core::progress::Cancel;
 use cvmfs_core::storage::{Key, NamedFile, Put, ReadStore, StagedObject, WriteStore};
 use tempfile::TempPath;
 
@@ -19,7 +20,10 @@ use tempfile::TempPath;
 const DIRECTORY_MODE: u32 = 0o770;
 const FILE_MODE: u32 = 0o660;
 
-/// Takes objects that are stored one way at the source. What is in the cache is whole: it got its name last.
+/// Takes objects that are stored one way at the source.
+///
+/// What is in the cache is whole, because it got its name last, unless the system went down before it was flushed: then
+/// files may be empty, or [`discard_damaged`](WriteStore::discard_damaged) removes them.
 #[derive(Debug, Clone)]
 pub(super) struct CacheStore {
     directory: PathBuf,
@@ -43,9 +47,9 @@ impl CacheStore {
         self.directory.join(&name[..2]).join(&name[2..])
     }
 
+    /// Whether an object is there. An empty file is what a crash leaves; that of an empty object is soon fetched again.
     pub(super) fn has(&self, id: &ObjectId) -> Result<bool> {
-        let path = self.path(id);
-        path.try_exists().at(&path)
+        Ok(self.size(&Key::Object(*id))?.is_some_and(|size| size > 0))
     }
 
     fn temporary(&self) -> Result<(File, TempPath)> {
@@ -149,6 +153,23 @@ impl WriteStore for CacheStore {
         rustix::fs::syncfs(&directory).map_err(io::Error::from).at(&self.directory)
     }
 
+    /// Removes all that were written since: their names are hashes of what they were before they were inflated.
+    fn discard_damaged(&self, since: UnixSeconds, cancel: &Cancel) -> Result<u64> {
+        let mut removed = 0;
+        for first in 0..=u8::MAX {
+            cancel.check()?;
+            let directory = self.directory.join(format!("{first:02x}"));
+            for entry in fs::read_dir(&directory).at(&directory)? {
+                let path = entry.at(&directory)?.path();
+                if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.mtime() >= since.0) {
+                    fs::remove_file(&path).at(&path)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
     fn remove_abandoned(&self, _before: UnixSeconds) -> Result<u64> {
         Ok(0)
     }
@@ -176,5 +197,32 @@ impl StagedObject for Staged {
     fn finish(mut self: Box<Self>, id: &ObjectId) -> Result<Put> {
         self.file.rewind().at(&self.cache.directory)?;
         self.cache.keep(id, &self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use cvmfs_core::hash::{Algorithm, ObjectKind};
+
+    use super::*;
+
+    #[test]
+    fn what_a_crash_leaves_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = CacheStore::create(directory.path(), Compression::None).unwrap();
+        let [old, young] = [b"old", b"new"].map(|content| {
+            let id = ObjectId::of(Algorithm::Sha1, ObjectKind::File, content);
+            cache.put(&id, content).unwrap();
+            assert!(cache.has(&id).unwrap());
+            id
+        });
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        File::open(cache.path(&old)).unwrap().set_modified(time).unwrap();
+        assert_eq!(cache.discard_damaged(UnixSeconds(1001), &Cancel::default()).unwrap(), 1);
+        assert_eq!([old, young].map(|id| cache.has(&id).unwrap()), [true, false]);
+        fs::write(cache.path(&old), "").unwrap();
+        assert!(!cache.has(&old).unwrap());
     }
 }

@@ -10,6 +10,7 @@
 
 mod cache;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use serde::Serialize;
 use self::cache::CacheStore;
 use crate::replica::{Transfer, load_keys};
 use crate::select::Selection;
+use crate::snapshot::crash;
 use crate::snapshot::proven::Proven;
 use crate::snapshot::source::{Documents, Trust, check_open};
 use crate::snapshot::walk::{Root, Setting, Target, Walk};
@@ -109,11 +111,13 @@ pub fn preload(
 
     progress.phase("fetching", Unit::Bytes, None);
     let selection = options.paths.iter().try_fold(Selection::default(), |all, file| all.with_paths(file))?;
+    let proven = Proven::open(&work, selection.path_key())?;
+    let unfinished = crash::begin(&work, &compressed, || proven.retain(&HashSet::new()), cancel)?;
     let walk = Walk::new(Setting {
         source: Arc::clone(&source),
         target: Box::new(Cache::new(&compressed, plain)),
         waiting: Arc::new(LocalStore::create(work.join("catalogs"))?),
-        proven: Proven::open(&work, selection.path_key())?,
+        proven,
         selection,
         scratch: directory.join("txn"),
         max_catalog_size: MAX_CATALOG_SIZE,
@@ -123,6 +127,7 @@ pub fn preload(
     let root = Root { catalog: manifest.root_catalog, size: manifest.root_catalog_size, base: None };
     walk.complete(&[root], progress)?;
     let failures = walk.take_failures();
+    walk.settle()?;
     if failures.is_empty() {
         walk.store_roots(&[root.catalog])?;
         compressed.put(&manifest.certificate_object(), &documents.certificate_bytes)?;
@@ -132,6 +137,7 @@ pub fn preload(
         walk.settle()?;
         write_notes(directory, manifest, options.paths.as_deref())?;
     }
+    unfinished.end()?;
     Ok(PreloadOutcome {
         name: name.to_string(),
         complete: failures.is_empty(),

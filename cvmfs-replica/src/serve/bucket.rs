@@ -95,20 +95,20 @@ pub(super) async fn answer(
         let facts = bucket.store.facts(key).await?.ok_or_else(missing)?;
         let (selection, head) = respond(&facts);
         let content = match selection {
-            Selection::Part { start, end } => {
+            Selection::Part { start, end } => Some({
                 let S3Download { facts: of_part, blocks } = bucket.store.download(key, Some(start..end)).await?;
                 if of_part.version != facts.version {
-                    let reason = "it was replaced between two requests".to_owned();
-                    return Err(Error::Unavailable { what: resource.path.clone(), reason });
+                    return Err(replaced(resource));
                 }
                 Content::Stream(Stream { blocks, remaining: Some(end - start) })
-            }
-            Selection::Whole if request.method() == Method::GET && facts.size > 0 => {
-                stream(bucket.store.download(key, None).await?)
-            }
-            _ => Content::Bytes(Bytes::new()),
+            }),
+            // It may be replaced meanwhile: head and body must be of one answer.
+            Selection::Whole if request.method() == Method::GET => None,
+            _ => Some(Content::Bytes(Bytes::new())),
         };
-        return Ok(head.map(|()| ResponseBody::new(content)));
+        if let Some(content) = content {
+            return Ok(head.map(|()| ResponseBody::new(content)));
+        }
     }
     let download = bucket.store.download(key, None).await?;
     let (selection, head) = respond(&download.facts);
@@ -120,9 +120,15 @@ pub(super) async fn answer(
             Content::Bytes(content)
         }
         Selection::Whole => stream(download),
+        Selection::Part { .. } => return Err(replaced(resource)),
         _ => Content::Bytes(Bytes::new()),
     };
     Ok(head.map(|()| ResponseBody::new(content)))
+}
+
+fn replaced(resource: &Resource) -> Error {
+    let reason = "it was replaced between two requests".to_owned();
+    Error::Unavailable { what: resource.path.clone(), reason }
 }
 
 /// What a path names in the bucket. Statistics are not looked for there.

@@ -30,6 +30,7 @@ use super::librarian::Librarian;
 use super::metrics::Metrics;
 use super::pull::Puller;
 use super::repositories::Repositories;
+use super::socket::Socket;
 use super::state::States;
 use super::tls::Tls;
 
@@ -99,31 +100,40 @@ pub(super) async fn run(
     let mut stopped = pin!(stopped(&mut stopping));
     if is_tls {
         let Some(tls) = &shared.tls else { return };
-        match tls.accept(stream, shared.options.request_timeout).await {
-            Ok(stream) => run_http(stream, Bytes::new(), client, &shared, stopped).await,
+        let socket = Socket::from(stream);
+        match tls.accept(socket.clone(), shared.options.request_timeout).await {
+            Ok(stream) => run_http(stream, Bytes::new(), socket, client, &shared, stopped).await,
             Err(error) => tracing::debug!(%client, %error, "no TLS connection"),
         }
         return;
     }
     match direct::run(stream, client, &shared, stopped.as_mut()).await {
-        Ok(Some((stream, read))) => run_http(stream, read, client, &shared, stopped).await,
+        Ok(Some((stream, read))) => {
+            let socket = Socket::from(stream);
+            run_http(socket.clone(), read, socket, client, &shared, stopped).await;
+        }
         Ok(None) => {}
         // Clients that vanish or are too slow are everyday life.
         Err(error) => tracing::debug!(%client, %error, "connection ended"),
     }
 }
 
-/// Serves requests of all kinds with hyper; `read` has come before what `stream` will bring.
+/// Serves requests of all kinds with hyper; `read` has come before what `stream`, which goes through `socket`, will bring.
 async fn run_http<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     read: Bytes,
+    socket: Socket,
     client: SocketAddr,
     shared: &Arc<Shared>,
     mut stopped: Pin<&mut impl Future<Output = ()>>,
 ) {
     let options = &shared.options;
     let io = TokioIo::new(StallGuard::new(stream, read, options.write_stall_timeout));
-    let service = service_fn(|request| handle(request, client, shared));
+    let service = service_fn(|mut request: Request<Incoming>| {
+        // For answers that last until the client leaves.
+        request.extensions_mut().insert(socket.clone());
+        handle(request, client, shared)
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())

@@ -12,7 +12,8 @@
 //! Source: `cvmfs/webapi/cvmfs_geo.py`, `cvmfs/webapi/cvmfs_api.py`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +67,37 @@ pub(super) struct Geo {
     database: RwLock<Database>,
     places: Mutex<HashMap<String, (Instant, Option<Place>)>>,
     lookups: AtomicU64,
-    slots: Semaphore,
+    resolver: Resolver,
+}
+
+/// Asks the name servers.
+#[derive(Debug)]
+struct Resolver {
+    slots: Arc<Semaphore>,
+    /// Takes as long as they do.
+    resolve: fn(&str) -> io::Result<Vec<IpAddr>>,
+}
+
+impl Resolver {
+    fn new(slots: usize, resolve: fn(&str) -> io::Result<Vec<IpAddr>>) -> Self {
+        Self { slots: Arc::new(Semaphore::new(slots)), resolve }
+    }
+
+    /// The addresses of a host; `None` if there are none, or not in time.
+    async fn addresses(&self, name: &str, patience: Duration) -> Option<Vec<IpAddr>> {
+        let look = async {
+            let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
+            let (resolve, name) = (self.resolve, name.to_owned());
+            // The system cannot be told to stop looking, and the thread is one of those that read cold files: however many
+            // ask, only so many threads wait for name servers.
+            let looking = tokio::task::spawn_blocking(move || {
+                let _slot = slot;
+                resolve(&name)
+            });
+            looking.await.ok()?.ok()
+        };
+        tokio::time::timeout(patience, look).await.ok()?
+    }
 }
 
 struct Database {
@@ -103,7 +134,9 @@ impl Geo {
             database: RwLock::new(load(file)?),
             places: Mutex::default(),
             lookups: AtomicU64::default(),
-            slots: Semaphore::new(LOOKUPS_MAX),
+            resolver: Resolver::new(LOOKUPS_MAX, |name| {
+                Ok((name, 80).to_socket_addrs()?.map(|address| address.ip()).collect())
+            }),
         })
     }
 
@@ -237,12 +270,7 @@ impl Geo {
 
     async fn look_up(&self, name: &str) -> Option<Place> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let look = async {
-            let _slot = self.slots.acquire().await.ok()?;
-            let found = tokio::net::lookup_host((name, 80)).await.ok()?;
-            Some(found.map(|address| address.ip()).collect::<Vec<_>>())
-        };
-        let addresses = tokio::time::timeout(LOOKUP_PATIENCE, look).await.ok()??;
+        let addresses = self.resolver.addresses(name, LOOKUP_PATIENCE).await?;
         // Upstream: the database knows more about the older addresses.
         let first = |wanted: fn(&IpAddr) -> bool| addresses.iter().copied().find(wanted);
         let older = first(IpAddr::is_ipv4).and_then(|address| self.place_at(address));
@@ -291,6 +319,19 @@ fn distance(one: Place, other: Place) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_up_has_its_slot_until_it_ends() {
+        let resolver = Resolver::new(1, |_| {
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(Vec::new())
+        });
+        let begun = Instant::now();
+        assert_eq!(resolver.addresses("slow.example.org", Duration::from_millis(50)).await, None);
+        assert_eq!(resolver.slots.available_permits(), 0);
+        assert_eq!(resolver.addresses("other.example.org", Duration::from_mins(1)).await, Some(Vec::new()));
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+    }
 
     /// Expected values: the haversine formula on a sphere with a radius of 6371 km.
     #[test]

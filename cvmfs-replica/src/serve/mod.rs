@@ -55,6 +55,7 @@ mod pull;
 mod repositories;
 mod respond;
 mod route;
+mod socket;
 mod state;
 mod tls;
 mod watch;

@@ -40,6 +40,7 @@ use super::bundle::read_body;
 use super::connection::Shared;
 use super::repositories::Storage;
 use super::respond::{self, Caching};
+use super::socket::Socket;
 use super::unix_seconds;
 use crate::replica::Replica;
 use crate::snapshot::source::stored_certificate;
@@ -61,6 +62,8 @@ pub struct Notices {
     subscribers: Arc<Semaphore>,
     ended: watch::Sender<bool>,
     watched: Mutex<BTreeMap<RepositoryName, Watched>>,
+    /// The newest revision of each repository that a notice told of.
+    noticed: Mutex<BTreeMap<RepositoryName, u64>>,
 }
 
 /// A repository that somebody listens to.
@@ -129,6 +132,7 @@ impl Notices {
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             ended: watch::Sender::new(false),
             watched: Mutex::default(),
+            noticed: Mutex::default(),
         }
     }
 
@@ -201,10 +205,21 @@ impl Notices {
         self.ended.send_replace(true);
     }
 
+    /// Whether there was a notice of a revision, or of a later one, before; if not, it is noted. Anybody may send an old
+    /// notice again, whose signature is as good as ever.
+    fn is_repeated(&self, name: &RepositoryName, revision: u64) -> bool {
+        let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = noticed.entry(name.clone()).or_default();
+        let is_repeated = *newest >= revision;
+        *newest = revision.max(*newest);
+        is_repeated
+    }
+
     /// Takes a notice; waits for the disk.
     fn take(&self, message: &[u8], now: UnixSeconds) -> Result<()> {
         let (name, manifest) = notice::parse(message)?;
         let signed = SignedManifest::parse(&manifest)?;
+        let revision = signed.unverified().revision;
         let replica = Replica::all_readable(&self.root)?.into_iter().find(|replica| replica.name == name);
         let Some(replica) = replica else {
             let not_here = |_| Error::not_found(format!("repository {name}"));
@@ -214,20 +229,32 @@ impl Notices {
             };
             let storage = place.open().map_err(not_here)?;
             verify(&signed, &name, &*storage, &load_master_keys(&self.root, &name)?, now)?;
-            return self.announce(&name, &manifest, now);
+            // The publisher's own revision is here when it tells of it.
+            let is_old = stored_revision(&*storage)?.is_some_and(|ours| ours > revision);
+            return if is_old || self.is_repeated(&name, revision) {
+                Ok(())
+            } else {
+                self.announce(&name, &manifest, now)
+            };
         };
         let storage = replica.storage.open()?;
         verify(&signed, &name, &*storage, &replica.master_keys()?, now)?;
-        let ours = storage.read(&NamedFile::Manifest.into())?;
-        if SignedManifest::parse(&ours)?.unverified().revision >= signed.unverified().revision {
+        if stored_revision(&*storage)?.is_some_and(|ours| ours >= revision) {
             return Ok(());
         }
         match self.schedule.get() {
             Some(schedule) if schedule.request(&replica.alias, Kind::Snapshot) => Ok(()),
+            _ if self.is_repeated(&name, revision) => Ok(()),
             // Somebody else makes the snapshots.
             _ => self.announce(&name, &manifest, now),
         }
     }
+}
+
+/// The revision that a storage has; `None` if it has none.
+fn stored_revision(storage: &dyn ReadStore) -> Result<Option<u64>> {
+    let manifest = crate::replica::stored_manifest(storage)?;
+    manifest.map(|bytes| Ok(SignedManifest::parse(&bytes)?.unverified().revision)).transpose()
 }
 
 /// Verifies a manifest with what the storage has: whitelist and certificate.
@@ -261,6 +288,7 @@ pub(super) async fn answer(
     if method != wanted {
         return error(StatusCode::METHOD_NOT_ALLOWED, &method, now);
     }
+    let socket = request.extensions().get::<Socket>().cloned();
     let body = tokio::time::timeout(shared.options.request_timeout, read_body(request.into_body(), BODY_MAX)).await;
     let body = match body {
         Ok(Ok(body)) => body,
@@ -268,7 +296,7 @@ pub(super) async fn answer(
         Err(_timeout) => return error(StatusCode::REQUEST_TIMEOUT, &method, now),
     };
     if wanted == Method::GET {
-        return subscribe(&notices, &body, shared, now).await;
+        return subscribe(&notices, &body, socket, shared, now).await;
     }
     let taken = tokio::task::spawn_blocking(move || notices.take(&body, unix_seconds(now))).await;
     let (status, reason) = match taken {
@@ -302,6 +330,7 @@ fn status_of(error: &Error) -> StatusCode {
 async fn subscribe(
     notices: &Arc<Notices>,
     body: &[u8],
+    socket: Option<Socket>,
     shared: &Arc<Shared>,
     now: SystemTime,
 ) -> Response<ResponseBody> {
@@ -320,8 +349,15 @@ async fn subscribe(
     let (sender, blocks) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
         let (_permit, _listening) = (permit, listening);
+        let mut left = std::pin::pin!(async {
+            match socket {
+                Some(socket) => socket.closed().await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             let event = tokio::select! {
+                () = left.as_mut() => return,
                 event = tokio::time::timeout(SILENCE_MAX, news.recv()) => event,
                 () = sender.closed() => return,
                 _ = ended.wait_for(|ended| *ended) => return,

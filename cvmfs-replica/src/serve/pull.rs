@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use super::connection::Shared;
 use super::state::Source;
 
-/// Objects that are fetched at the same time.
+/// Objects that are fetched of one source at the same time.
 const FETCHES_MAX: usize = 32;
 
 /// How long an object that the source lacks, or failed to deliver, is not asked for again.
@@ -49,7 +49,14 @@ type Flight = watch::Receiver<Option<bool>>;
 pub(super) struct Puller {
     flights: Mutex<HashMap<Wanted, Flight>>,
     missing: Mutex<HashMap<Wanted, Instant>>,
-    documents: tokio::sync::Mutex<HashMap<String, Documents>>,
+    /// What waits for one source waits for no other.
+    lines: Mutex<HashMap<String, Arc<Line>>>,
+}
+
+/// What there is for each replica.
+#[derive(Debug)]
+struct Line {
+    documents: Arc<tokio::sync::Mutex<Option<Documents>>>,
     slots: Semaphore,
 }
 
@@ -63,12 +70,12 @@ struct Documents {
 impl Puller {
     /// Nothing is on its way.
     pub(super) fn new() -> Self {
-        Self {
-            flights: Mutex::default(),
-            missing: Mutex::default(),
-            documents: tokio::sync::Mutex::default(),
-            slots: Semaphore::new(FETCHES_MAX),
-        }
+        Self { flights: Mutex::default(), missing: Mutex::default(), lines: Mutex::default() }
+    }
+
+    fn line(&self, name: &str) -> Arc<Line> {
+        let new = || Arc::new(Line { documents: Arc::default(), slots: Semaphore::new(FETCHES_MAX) });
+        Arc::clone(lock(&self.lines).entry(name.to_owned()).or_insert_with(new))
     }
 
     /// Sees to it that an object of a replica is there; `false` if it cannot be had now.
@@ -97,23 +104,20 @@ impl Puller {
     pub(super) async fn document(&self, source: &Arc<Source>, file: NamedFile) -> Option<Bytes> {
         let name = source.replica.alias.to_string();
         // Whoever comes while they are fetched waits here.
-        let mut documents = self.documents.lock().await;
-        let known = documents.get(&name).filter(|documents| documents.fetched.elapsed() < DOCUMENTS_KEPT).cloned();
+        let mut documents = Arc::clone(&self.line(&name).documents).lock_owned().await;
+        let known = documents.as_ref().filter(|documents| documents.fetched.elapsed() < DOCUMENTS_KEPT).cloned();
         let current = match known {
             Some(current) => current,
             None => {
                 let source = Arc::clone(source);
-                let fetched = tokio::task::spawn_blocking(move || fetch_documents(&source)).await;
-                let verified = match fetched.map_err(|failure| Error::invalid("documents", failure.to_string())) {
-                    Ok(Ok(verified)) => Some(verified),
-                    Ok(Err(error)) | Err(error) => {
-                        tracing::warn!(name, %error, "cannot pass on the manifest of the source");
-                        None
-                    }
-                };
-                let current = Documents { fetched: Instant::now(), verified };
-                documents.insert(name, current.clone());
-                current
+                // The lock is that of the thread, which goes on when the client leaves.
+                let fetching = tokio::task::spawn_blocking(move || {
+                    let verified = fetch_documents(&source)
+                        .inspect_err(|error| tracing::warn!(name, %error, "cannot pass on the manifest of the source"))
+                        .ok();
+                    documents.insert(Documents { fetched: Instant::now(), verified }).clone()
+                });
+                fetching.await.ok()?
             }
         };
         let (manifest, whitelist) = current.verified?;
@@ -143,7 +147,8 @@ impl Puller {
 async fn fly(shared: Arc<Shared>, wanted: Wanted, source: Arc<Source>, land: watch::Sender<Option<bool>>) {
     let id = wanted.1;
     let result = async {
-        let _slot = shared.puller.slots.acquire().await.map_err(|error| Error::invalid("fetch", error.to_string()))?;
+        let line = shared.puller.line(&wanted.0);
+        let _slot = line.slots.acquire().await.map_err(|error| Error::invalid("fetch", error.to_string()))?;
         let fetch = tokio::task::spawn_blocking(move || fetch_object(&source, id));
         fetch.await.map_err(|failure| Error::invalid("fetch", failure.to_string()))?
     };
@@ -180,6 +185,8 @@ fn fetch_object(source: &Source, id: ObjectId) -> Result<u64> {
     let mut content = source.store()?.open(&Key::Object(id))?;
     let mut staged = store.stage()?;
     let size = std::io::copy(&mut content, &mut staged).at(directory)?;
+    // No flush follows: a snapshot that comes after a power failure would believe what has a name and a size.
+    staged.sync()?;
     staged.finish(&id)?;
     Ok(size)
 }
@@ -210,4 +217,45 @@ pub(super) fn waiting_catalogs(source: &Source) -> PathBuf {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use cvmfs_core::server::ServerRoot;
+
+    use super::*;
+    use crate::replica::Replica;
+
+    /// A pass-through replica of a source.
+    fn source(root: &std::path::Path, alias: &str, url: &str) -> Arc<Source> {
+        let directory = root.join("etc/cvmfs/repositories.d").join(alias);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("server.conf"), format!("CVMFS_STRATUM0={url}\n")).unwrap();
+        let text = "CVMFS_PASSTHROUGH=yes\nCVMFS_HTTP_RETRIES=0\nCVMFS_HTTP_TIMEOUT=20\n";
+        std::fs::write(directory.join("replica.conf"), text).unwrap();
+        let replica = Replica::load(&ServerRoot::new(root).unwrap(), &alias.parse().unwrap()).unwrap();
+        Arc::new(Source::new(replica))
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_source_of_another_replica() {
+        let root = tempfile::tempdir().unwrap();
+        // Connections are taken, and nobody answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent_url = format!("http://{}/cvmfs/slow.example.org", silent.local_addr().unwrap());
+        let slow = source(root.path(), "slow.example.org", &silent_url);
+        // Nobody is there at all.
+        let quick = source(root.path(), "quick.example.org", "http://127.0.0.1:1/cvmfs/quick.example.org");
+        let puller = Puller::new();
+        let both = async {
+            tokio::select! {
+                biased;
+                _ = puller.document(&slow, NamedFile::Manifest) => panic!("it answers"),
+                answer = puller.document(&quick, NamedFile::Manifest) => answer,
+            }
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(10), both).await;
+        drop(silent);
+        assert_eq!(answer, Ok(None));
+    }
 }

@@ -195,8 +195,12 @@ impl Repositories {
         }
     }
 
-    /// Takes the places of storages from configuration files.
-    pub(super) fn configure(&self, storages: BTreeMap<String, Configured>) {
+    /// Takes the places of storages from configuration files; `storages` makes them of the former ones.
+    pub(super) fn configure(
+        &self,
+        storages: impl FnOnce(&BTreeMap<String, Configured>) -> BTreeMap<String, Configured>,
+    ) {
+        let storages = storages(&self.configured());
         *self.configured.write().unwrap_or_else(PoisonError::into_inner) = storages;
     }
 

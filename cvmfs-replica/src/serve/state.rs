@@ -156,11 +156,14 @@ pub(super) struct Content {
 /// The past of a repository: revisions with names and the newest, the oldest first.
 pub(super) type Past = Arc<Vec<Point>>;
 
+/// All repositories, and when they were looked at.
+type Latest = (Instant, Arc<Vec<RepositoryState>>);
+
 /// Everything that is known, each part for as long as it holds.
 #[derive(Debug, Default)]
 pub(super) struct States {
     configuration: RwLock<Arc<Configuration>>,
-    latest: tokio::sync::Mutex<Option<(Instant, Arc<Vec<RepositoryState>>)>>,
+    latest: Arc<tokio::sync::Mutex<Option<Latest>>>,
     /// By storage; with the root catalog that it was made for.
     pasts: Mutex<HashMap<Storage, (ContentHash, Past)>>,
 }
@@ -199,14 +202,16 @@ impl RepositoryState {
 }
 
 impl Configuration {
-    /// Reads the configuration below `root`. What cannot be read is left out, with a warning.
-    pub(super) fn load(root: &Path) -> Self {
+    /// Reads the configuration below `root`. What cannot be read stays as it was, or is left out if it is new.
+    pub(super) fn load(root: &Path, former: &Self) -> Self {
         let mut configuration = Self::default();
         let names = ServerRoot::new(root).and_then(|root| Ok((root.repositories()?, root)));
         let (names, root) = match names {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(%error, "cannot read the configuration");
+                tracing::error!(%error, "cannot read the configuration");
+                configuration.publishers.clone_from(&former.publishers);
+                configuration.replicas.clone_from(&former.replicas);
                 return configuration;
             }
         };
@@ -214,8 +219,7 @@ impl Configuration {
             let is_replica = root.config_dir(&name).join("replica.conf").is_file();
             let loaded = if is_replica {
                 Replica::load(&root, &name).map(|replica| {
-                    let source = Source { replica, store: Mutex::default(), seen: Mutex::default() };
-                    configuration.replicas.insert(name.to_string(), Arc::new(source));
+                    configuration.replicas.insert(name.to_string(), Arc::new(Source::new(replica)));
                 })
             } else {
                 RepositoryConfig::load(&root, &name).map(|config| {
@@ -223,7 +227,12 @@ impl Configuration {
                 })
             };
             if let Err(error) = loaded {
-                tracing::warn!(%name, %error, "cannot read the configuration of a repository");
+                tracing::error!(%name, %error, "cannot read the configuration of a repository");
+                let name = name.as_str();
+                let kept = former.publishers.get_key_value(name).map(|(name, config)| (name.clone(), config.clone()));
+                configuration.publishers.extend(kept);
+                let kept = former.replicas.get_key_value(name);
+                configuration.replicas.extend(kept.map(|(name, source)| (name.clone(), Arc::clone(source))));
             }
         }
         configuration
@@ -234,8 +243,8 @@ impl Configuration {
         !self.publishers.is_empty() || !self.replicas.is_empty()
     }
 
-    /// Where storages are, by name.
-    fn storages(&self) -> BTreeMap<String, Configured> {
+    /// Where storages are, by name. A bucket that cannot be opened stays the one that it was.
+    fn storages(&self, former: &BTreeMap<String, Configured>) -> BTreeMap<String, Configured> {
         let publishers = self.publishers.iter().map(|(name, config)| (name, &config.storage, true));
         let replicas = self.replicas.iter().map(|(name, source)| {
             let replica = &source.replica;
@@ -245,8 +254,8 @@ impl Configuration {
         {
             Ok(storage) => Some((name.clone(), Configured { storage, needs_manifest })),
             Err(error) => {
-                tracing::warn!(%name, %error, "cannot serve a repository from its bucket");
-                None
+                tracing::error!(%name, %error, "cannot serve a repository from its bucket");
+                former.get(name).map(|configured| (name.clone(), configured.clone()))
             }
         };
         publishers.chain(replicas).filter_map(configured).collect()
@@ -254,6 +263,10 @@ impl Configuration {
 }
 
 impl Source {
+    pub(super) fn new(replica: Replica) -> Self {
+        Self { replica, store: Mutex::default(), seen: Mutex::default() }
+    }
+
     /// The store that fetches from it; the same for all who ask.
     pub(super) fn store(&self) -> Result<Arc<HttpStore>> {
         let mut store = lock(&self.store);
@@ -301,14 +314,16 @@ impl States {
     ///
     /// With `pull_through` all replicas fetch what clients miss.
     pub(super) fn reload(&self, repositories: &Repositories, pull_through: bool) {
-        let mut configuration = repositories.root().map(Configuration::load).unwrap_or_default();
+        let former = self.configuration();
+        let mut configuration = repositories.root().map(|root| Configuration::load(root, &former)).unwrap_or_default();
+        // Others than the new ones have been through this.
         for source in configuration.replicas.values_mut().filter_map(Arc::get_mut) {
             source.replica.pull_through |= pull_through || source.replica.is_pass_through;
             if source.replica.storage.directory().is_err() && std::mem::take(&mut source.replica.pull_through) {
                 tracing::warn!(name = %source.replica.alias, "what a replica in a bucket lacks is not fetched for clients");
             }
         }
-        repositories.configure(configuration.storages());
+        repositories.configure(|former| configuration.storages(former));
         *self.configuration.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(configuration);
         if let Ok(mut latest) = self.latest.try_lock() {
             *latest = None;
@@ -335,7 +350,7 @@ impl States {
 
     /// Looks at all repositories that are served or configured, sorted by name.
     pub(super) async fn all(&self, shared: &Arc<Shared>) -> Result<Arc<Vec<RepositoryState>>> {
-        let mut latest = self.latest.lock().await;
+        let mut latest = Arc::clone(&self.latest).lock_owned().await;
         if let Some((looked, states)) = &*latest
             && looked.elapsed() < STATE_KEPT
         {
@@ -343,13 +358,14 @@ impl States {
         }
         let configuration = self.configuration();
         let collecting = Arc::clone(shared);
-        let collect = move || collect(&collecting, &configuration);
-        let states = tokio::task::spawn_blocking(collect)
-            .await
-            .map_err(|failure| Error::invalid("state", failure.to_string()))??;
-        let states = Arc::new(states);
-        *latest = Some((Instant::now(), Arc::clone(&states)));
-        Ok(states)
+        // A thread that a storage keeps goes on when nobody waits for it any more. It keeps the lock, or each who asks
+        // would have one more.
+        let looking = tokio::task::spawn_blocking(move || {
+            let states = Arc::new(collect(&collecting, &configuration)?);
+            *latest = Some((Instant::now(), Arc::clone(&states)));
+            Ok(states)
+        });
+        looking.await.map_err(|failure| Error::invalid("state", failure.to_string()))?
     }
 
     /// Looks at one repository.
@@ -535,4 +551,34 @@ fn content(shelf: &mut Shelf, storage: &Storage, root: ContentHash) -> Result<Co
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is kept here is replaced as a whole, so it is whole after a panic, too.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_typo_does_not_take_a_repository_off() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = |name: &str| root.path().join("etc/cvmfs/repositories.d").join(name);
+        let replica = "replica.example.org";
+        let publisher = "publisher.example.org";
+        for name in [replica, publisher] {
+            fs::create_dir_all(directory(name)).unwrap();
+            fs::write(directory(name).join("server.conf"), format!("CVMFS_REPOSITORY_NAME={name}\n")).unwrap();
+        }
+        fs::write(directory(replica).join("replica.conf"), "CVMFS_HTTP_TIMEOUT=7\n").unwrap();
+        let good = Configuration::load(root.path(), &Configuration::default());
+        assert_eq!((good.publishers.len(), good.replicas.len()), (1, 1));
+        fs::write(directory(replica).join("replica.conf"), "CVMFS_HTTP_TIMEOUT=soon\n").unwrap();
+        fs::write(directory(publisher).join("server.conf"), "CVMFS_REPOSITORY_NAME=a/b\n").unwrap();
+        let kept = Configuration::load(root.path(), &good);
+        assert!(Arc::ptr_eq(&kept.replicas[replica], &good.replicas[replica]));
+        assert!(kept.publishers.contains_key(publisher));
+        // What is gone is gone.
+        fs::remove_dir_all(directory(replica)).unwrap();
+        assert!(Configuration::load(root.path(), &kept).replicas.is_empty());
+    }
 }

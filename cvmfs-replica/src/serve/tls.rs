@@ -10,8 +10,9 @@ use std::time::Duration;
 use cvmfs_core::error::{Error, Result};
 use openssl::error::ErrorStack;
 use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslFiletype, SslMethod, select_next_proto};
-use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
+
+use super::socket::Socket;
 
 /// The one protocol that is spoken, as ALPN names it.
 const PROTOCOLS: &[u8] = b"\x08http/1.1";
@@ -56,7 +57,7 @@ impl Tls {
     }
 
     /// Shakes hands within `patience`.
-    pub(super) async fn accept(&self, stream: TcpStream, patience: Duration) -> std::io::Result<SslStream<TcpStream>> {
+    pub(super) async fn accept(&self, stream: Socket, patience: Duration) -> std::io::Result<SslStream<Socket>> {
         let ssl = Ssl::new(self.acceptor.read().unwrap_or_else(PoisonError::into_inner).context())?;
         let mut stream = SslStream::new(ssl, stream)?;
         tokio::time::timeout(patience, Pin::new(&mut stream).accept()).await?.map_err(std::io::Error::other)?;

@@ -1,6 +1,7 @@
 //! Snapshots: bringing a replica to the newest revision of its source.
 //!
-//! 1. Take the lock. Fetch the manifest. If it is ours and the last run ended well, all is done: one request.
+//! 1. Take the lock. Fetch the manifest. If it is ours and the last run ended well, only the whitelist is looked at: two
+//!    requests.
 //! 2. The source must be open for replication; whitelist, certificate and manifest must verify, and must not be older
 //!    than ours. A source whose documents do not verify is left for the next one.
 //! 3. Certificate, meta info and tag database: kept as they are stored at the source.
@@ -14,7 +15,7 @@
 //!
 //! Source: `cvmfs/swissknife_pull.cc`, `cvmfs/server/cvmfs_server_snapshot.sh`.
 
-mod crash;
+pub(crate) mod crash;
 mod failures;
 pub(crate) mod proven;
 pub(crate) mod source;
@@ -36,10 +37,9 @@ use cvmfs_core::progress::{Cancel, Progress, Unit};
 use cvmfs_core::reflog::StoredReflog;
 use cvmfs_core::storage::{LocalStore, NamedFile, PruneStore, ReadStore as _, WriteStore};
 use cvmfs_core::trust::keys::PublicKey;
-use cvmfs_core::trust::whitelist::SignedWhitelist;
 use serde::{Deserialize, Serialize};
 
-use self::proven::{LastGood, Proven};
+use self::proven::Proven;
 use self::source::{Documents, Trust};
 use self::walk::{Setting, Target, Walk};
 use crate::replica::{Replica, stored_manifest};
@@ -48,10 +48,6 @@ use crate::status::{self, HistoryEntry, Snapshotting};
 pub use failures::Failures;
 pub use walk::Counts;
 
-/// A whitelist is fetched again after so many seconds, though the manifest did not change.
-const WHITELIST_CHECK: i64 = 6 * 3600;
-/// A whitelist that expires in so many seconds is fetched again each time.
-const WHITELIST_SLACK: i64 = 7 * 86_400;
 /// Temporary files of this age in seconds belong to nobody.
 const ABANDONED_SECONDS: i64 = 2 * 86_400;
 /// Most bytes of a catalog, inflated, unless somebody says more.
@@ -207,20 +203,27 @@ impl<'a> Run<'a> {
     fn run(&self, progress: &dyn Progress) -> Result<SnapshotOutcome> {
         let proven = Proven::open(&self.replica.spool, self.replica.selection.path_key())?;
         let bytes = self.source.read(&NamedFile::Manifest.into())?;
-        if self.is_unchanged(&proven, &bytes)? {
+        let has_it = self.is_unchanged(&proven, &bytes)?;
+        if !has_it {
+            source::check_open(&self.source)?;
+        }
+        let servers = self.replica.sources.len();
+        let trust = Trust { name: &self.replica.name, keys: &self.keys, now: self.options.now };
+        let documents =
+            Documents::fetch(&self.source, servers, &*self.store, Some(bytes), trust, |new| self.check_age(new))?;
+        if has_it && documents.has_certificate && self.is_unchanged(&proven, &documents.manifest_bytes)? {
+            self.update_whitelist(&documents.whitelist_bytes)?;
             // A run that was killed may have left it.
             self.store.remove(NamedFile::IsSnapshotting)?;
             status::set_last_snapshot(&*self.store, self.options.now)?;
             return Ok(outcome_of(Ending::Unchanged, self.ours.as_ref()));
         }
-
-        source::check_open(&self.source)?;
-        let servers = self.replica.sources.len();
-        let documents = Documents::fetch(&self.source, servers, &*self.store, Some(bytes), self.trust(), |new| {
-            self.check_age(new)
-        })?;
+        if has_it {
+            // Its certificate is lost, or another manifest came with a second look at the documents.
+            source::check_open(&self.source)?;
+        }
         proven.begin()?;
-        let unfinished = crash::begin(&self.replica.spool, &*self.store, self.cancel)?;
+        let unfinished = crash::begin(&self.replica.spool, &*self.store, || Ok(()), self.cancel)?;
         let snapshotting = Snapshotting::begin(&*self.store, self.options.now)?;
 
         progress.phase("fetching", Unit::Bytes, None);
@@ -252,33 +255,18 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn trust(&self) -> Trust<'_> {
-        Trust { name: &self.replica.name, keys: &self.keys, now: self.options.now }
+    /// Whether the replica has all that belongs to the source's manifest.
+    fn is_unchanged(&self, proven: &Proven, manifest: &[u8]) -> Result<bool> {
+        let is_ours = self.ours.as_ref().is_some_and(|ours| ours.bytes() == manifest);
+        Ok(is_ours && proven.last_good()?.is_some_and(|good| good == self.key(manifest)))
     }
 
-    /// Whether nothing is to be done for the source's manifest. The whitelist is fetched now and then.
-    fn is_unchanged(&self, proven: &Proven, manifest: &[u8]) -> Result<bool> {
-        let (Some(ours), Some(good)) = (&self.ours, proven.last_good()?) else { return Ok(false) };
-        if ours.bytes() != manifest || good.key != self.key(manifest) {
-            return Ok(false);
+    /// The source may sign its whitelist anew at any time, and that of the replica may be lost.
+    fn update_whitelist(&self, whitelist: &[u8]) -> Result<()> {
+        if self.store.read(&NamedFile::Whitelist.into()).is_ok_and(|stored| stored == whitelist) {
+            return Ok(());
         }
-        let now = self.options.now;
-        let Trust { name, keys, .. } = self.trust();
-        let stored = self.store.read(&NamedFile::Whitelist.into())?;
-        let expires = SignedWhitelist::parse(&stored)
-            .and_then(|whitelist| whitelist.verify(name, keys, now).map(|whitelist| whitelist.expires));
-        let is_good = expires.is_ok_and(|expires| expires.0 - now.0 > WHITELIST_SLACK);
-        let age = now.0 - good.whitelist_checked.0;
-        if is_good && (0..WHITELIST_CHECK).contains(&age) {
-            return Ok(true);
-        }
-        let certificate = source::stored_certificate(&*self.store, ours)?;
-        let whitelist = source::fetch_whitelist(&self.source, self.trust(), &certificate)?;
-        if whitelist != stored {
-            self.store.write(NamedFile::Whitelist, &whitelist)?;
-        }
-        proven.end(&LastGood { whitelist_checked: now, ..good })?;
-        Ok(true)
+        self.store.write(NamedFile::Whitelist, whitelist)
     }
 
     /// Tells the manifest, and what of the revision was replicated.
@@ -311,13 +299,14 @@ impl<'a> Run<'a> {
             if self.store.read(&id.into()).is_ok_and(|stored| id.hash.algorithm().hash(&stored) == id.hash) {
                 continue;
             }
-            let stored = match id.kind {
-                ObjectKind::Certificate => certificate_bytes.clone(),
-                _ => self.source.read(&id.into())?,
-            };
             self.store.discard(&id)?;
-            self.store.put(&id, &stored)?;
-            counts.add_object(stored.len());
+            let size = if id.kind == ObjectKind::Certificate {
+                self.store.put(&id, certificate_bytes)?;
+                certificate_bytes.len() as u64
+            } else {
+                source::copy(&self.source, &*self.store, &id)?
+            };
+            counts.add_object(size);
         }
         Ok(counts)
     }
@@ -368,8 +357,7 @@ impl<'a> Run<'a> {
         if !self.store.write_if(NamedFile::Manifest, manifest_bytes, &is_ours)? {
             return Err(Error::Superseded { what: self.store.describe(&NamedFile::Manifest.into()) });
         }
-        let good = LastGood { key: self.key(manifest_bytes), whitelist_checked: self.options.now };
-        walk.proven().end(&good)
+        walk.proven().end(&self.key(manifest_bytes))
     }
 }
 

@@ -12,7 +12,6 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::error::{Error, Result};
 use cvmfs_core::hash::{Algorithm, ContentHash};
 use rusqlite::{Connection, OptionalExtension as _};
@@ -30,15 +29,6 @@ pub(crate) struct Proven {
     connection: Mutex<Connection>,
     selection: String,
     what: String,
-}
-
-/// What the last good run ended with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LastGood {
-    /// Tells the manifest, and with what choices it was replicated.
-    pub(crate) key: String,
-    /// When the whitelist was fetched.
-    pub(crate) whitelist_checked: UnixSeconds,
 }
 
 impl Proven {
@@ -128,16 +118,11 @@ impl Proven {
         texts.iter().map(|text| text.parse()).collect()
     }
 
-    /// What the last run ended with; `None` if it did not end well, or there was none.
-    pub(crate) fn last_good(&self) -> Result<Option<LastGood>> {
-        self.with(|connection| {
-            let fact = |key: &str| -> rusqlite::Result<Option<String>> {
-                connection.query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0)).optional()
-            };
-            let (key, checked) = (fact("last good")?, fact("whitelist checked")?);
-            let checked = checked.and_then(|text| text.parse().ok()).map(UnixSeconds);
-            Ok(key.zip(checked).map(|(key, whitelist_checked)| LastGood { key, whitelist_checked }))
-        })
+    /// What the last run ended with: tells the manifest, and with what choices it was replicated. `None` if it did not
+    /// end well, or there was none.
+    pub(crate) fn last_good(&self) -> Result<Option<String>> {
+        let sql = "SELECT value FROM facts WHERE key = 'last good'";
+        self.with(|connection| connection.query_row(sql, [], |row| row.get(0)).optional())
     }
 
     /// Notes that a run begins: until it ends well, nothing is known to be good.
@@ -146,15 +131,12 @@ impl Proven {
     }
 
     /// Notes what a good run ended with; the reflog has all roots.
-    pub(crate) fn end(&self, good: &LastGood) -> Result<()> {
+    pub(crate) fn end(&self, good: &str) -> Result<()> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM roots", [])?;
-            for (key, value) in
-                [("last good", good.key.clone()), ("whitelist checked", good.whitelist_checked.0.to_string())]
-            {
-                transaction.execute("INSERT OR REPLACE INTO facts (key, value) VALUES (?1, ?2)", (key, value))?;
-            }
+            let sql = "INSERT OR REPLACE INTO facts (key, value) VALUES ('last good', ?1)";
+            transaction.execute(sql, [good])?;
             transaction.commit()
         })
     }
@@ -207,10 +189,9 @@ mod tests {
         let root = Algorithm::Sha1.hash(b"root");
         assert_eq!(proven.last_good().unwrap(), None);
         proven.add_root(root).unwrap();
-        let good = LastGood { key: "key".into(), whitelist_checked: UnixSeconds(7) };
         assert_eq!(proven.roots().unwrap(), [root]);
-        proven.end(&good).unwrap();
-        assert_eq!((proven.last_good().unwrap(), proven.roots().unwrap()), (Some(good), vec![]));
+        proven.end("key").unwrap();
+        assert_eq!((proven.last_good().unwrap(), proven.roots().unwrap()), (Some("key".to_owned()), vec![]));
         proven.begin().unwrap();
         assert_eq!(proven.last_good().unwrap(), None);
     }

@@ -1,12 +1,15 @@
 //! What a source says it has: manifest, whitelist and certificate, fetched and verified.
 
+use std::io::Write as _;
+
 use cvmfs_core::clock::UnixSeconds;
-use cvmfs_core::error::{Error, Result};
+use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::fetch::HttpStore;
+use cvmfs_core::hash::ObjectId;
 use cvmfs_core::manifest::{Manifest, SignedManifest};
 use cvmfs_core::object;
 use cvmfs_core::path::RepositoryName;
-use cvmfs_core::storage::{Key, NamedFile, ReadStore};
+use cvmfs_core::storage::{Key, NamedFile, ReadStore, WriteStore};
 use cvmfs_core::trust::keys::{Certificate, PublicKey};
 use cvmfs_core::trust::whitelist::SignedWhitelist;
 
@@ -22,6 +25,8 @@ pub(crate) struct Documents {
     pub(crate) whitelist_bytes: Vec<u8>,
     /// The stored bytes of the certificate's object.
     pub(crate) certificate_bytes: Vec<u8>,
+    /// Whether that was in the storage.
+    pub(crate) has_certificate: bool,
 }
 
 /// Who may sign, and what for.
@@ -90,31 +95,29 @@ impl Documents {
             .and_then(|signed| signed.verify(name, keys, now).cloned())
             .map_err(|error| at(&place(NamedFile::Whitelist), error))?;
         let id = signed.certificate_object();
-        let certificate_bytes = match object::read_small(storage, &id, CERTIFICATE_MAX) {
-            // It is in the storage and has the right hash.
-            Ok(_) => storage.read(&id.into())?,
-            Err(_) => source.read(&id.into())?,
-        };
+        let stored = storage.read(&id.into()).ok().filter(|bytes| id.hash.algorithm().hash(bytes) == id.hash);
+        let has_certificate = stored.is_some();
+        let certificate_bytes = stored.map_or_else(|| source.read(&id.into()), Ok)?;
         let pem = cvmfs_core::compression::inflate(&source.describe(&id.into()), &certificate_bytes, CERTIFICATE_MAX)?;
         let certificate = Certificate::from_pem(&source.describe(&id.into()), pem)?;
         let manifest = whitelist
             .check_certificate(&certificate)
             .and_then(|()| signed.verify(name, &certificate).cloned())
             .map_err(|error| at(&place(NamedFile::Manifest), error))?;
-        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes })
+        Ok(Self { manifest, manifest_bytes, whitelist_bytes, certificate_bytes, has_certificate })
     }
 }
 
-/// Fetches and verifies the whitelist alone, for a certificate that is at hand.
-pub(crate) fn fetch_whitelist(source: &HttpStore, trust: Trust<'_>, certificate: &Certificate) -> Result<Vec<u8>> {
-    let bytes = source.read(&NamedFile::Whitelist.into())?;
-    let place = source.describe(&NamedFile::Whitelist.into());
-    let verify = || {
-        let signed = SignedWhitelist::parse(&bytes)?;
-        signed.verify(trust.name, trust.keys, trust.now)?.check_certificate(certificate)
-    };
-    verify().map_err(|error| at(&place, error))?;
-    Ok(bytes)
+/// Brings an object that may be large into a store, and returns its stored size.
+pub(crate) fn copy(source: &HttpStore, store: &dyn WriteStore, id: &ObjectId) -> Result<u64> {
+    let key = Key::Object(*id);
+    // This hands out no byte before all of them are verified.
+    let mut content = source.open(&key)?;
+    let mut staged = store.stage()?;
+    let size = std::io::copy(&mut content, &mut staged).at(store.describe(&key))?;
+    staged.flush().at(store.describe(&key))?;
+    staged.finish(id)?;
+    Ok(size)
 }
 
 /// Fails unless the source is open for replication and has documents that verify.

@@ -329,3 +329,18 @@ fn tls_is_spoken_and_a_new_certificate_is_shown_after_a_reload() {
     let failed = runtime.block_on(serve(sockets, Repositories::scan(site.root()), options, std::future::pending()));
     assert!(failed.unwrap_err().to_string().contains("server.pem"));
 }
+
+#[test]
+fn with_tls_alone_nothing_is_spoken_in_the_clear() {
+    let site = Site::new();
+    let files = identity(site.root(), "first");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cvmfs-replica"));
+    command.arg("--root").arg(site.root()).args(["serve", "--listen-tls", "127.0.0.1:0", "--tls-certificate"]);
+    command.arg(files.certificate).arg("--tls-key").arg(files.key).stderr(std::process::Stdio::piped());
+    let mut server = command.spawn().expect("a process");
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(server.stderr.take().expect("its output"));
+    std::io::BufRead::read_line(&mut output, &mut line).expect("a line");
+    server.kill().and_then(|()| server.wait()).expect("ended");
+    assert!(line.starts_with("serving https://"), "{line}");
+}

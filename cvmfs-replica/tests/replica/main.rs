@@ -6,6 +6,7 @@ mod bundle;
 mod connections;
 mod evil_source;
 mod functions;
+mod hanging;
 #[path = "../../../tests/support/ports.rs"]
 mod ports;
 mod schedule;

@@ -22,6 +22,7 @@ use cvmfs_replica::schedule::{self, ScheduleOptions};
 use cvmfs_replica::serve::{Notices, Repositories, ServeOptions, listen, serve};
 use cvmfs_replica::snapshot::{Ending, SnapshotOutcome};
 
+use crate::harness::Client;
 use crate::harness::evil::Source;
 use crate::harness::original::{make, now, publish_files, scratch};
 
@@ -231,5 +232,61 @@ fn a_replica_that_subscribes_follows_at_once() {
     notices.announce(&"other.example.org".parse().expect("a name"), b"?", now()).expect("announced");
     while let Ok(manifest) = told.recv_timeout(SECOND / 5) {
         assert!(manifest == world.manifest());
+    }
+}
+
+#[test]
+fn an_old_notice_is_not_told_again() {
+    let world = World::new(&[]);
+    let notices = Arc::new(Notices::new(world.original.clone()));
+    let address = start_server(&world.original, Arc::clone(&notices));
+    let server = format!("http://{address}/api/v1").parse().expect("URL");
+    let send = |manifest: &[u8]| notice::send(&server, &world.name, manifest, now()).expect("accepted");
+    let told = listener(address, &world.name);
+    world.publish("a");
+    let old = world.manifest();
+    let started = Instant::now();
+    // Whoever listens does so after a moment; until then nobody hears.
+    while told.recv_timeout(SECOND / 5).is_err() {
+        notices.announce(&world.name, &old, now()).expect("announced");
+        assert!(started.elapsed() < 30 * SECOND, "nobody listens");
+    }
+    world.publish("b");
+    let new = world.manifest();
+    send(&new);
+    let deadline = Instant::now() + 10 * SECOND;
+    while told.recv_timeout(deadline - Instant::now()).expect("told") != new {}
+    // By the watch for other publishers, too, if that was faster.
+    while told.recv_timeout(3 * SECOND / 2).is_ok() {}
+    for manifest in [&old, &new] {
+        send(manifest);
+        assert!(told.recv_timeout(SECOND / 2).is_err());
+    }
+}
+
+#[test]
+fn a_listener_that_leaves_is_noticed() {
+    let world = World::new(&[]);
+    let address = start_server(&world.original, Arc::new(Notices::new(world.original.clone())));
+    let open = || {
+        let mut client = Client::connect(address);
+        client.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let page = client.reply().text();
+        let line = page.lines().find(|line| line.starts_with("cvmfs_replica_connections_open "));
+        line.expect("a metric").to_owned()
+    };
+    let mut listening = Client::connect(address);
+    let body = format!("{{\"version\":1,\"repository\":\"{}\"}}", world.name);
+    let length = body.len();
+    listening.send(format!(
+        "GET /api/v1/notifications/subscribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+    ));
+    assert_eq!(listening.head().expect("an answer").status, 200);
+    assert_eq!(open(), "cvmfs_replica_connections_open 2");
+    drop(listening);
+    let left = Instant::now();
+    while open() != "cvmfs_replica_connections_open 1" {
+        assert!(left.elapsed() < 10 * SECOND, "the connection stays");
+        std::thread::sleep(SECOND / 10);
     }
 }

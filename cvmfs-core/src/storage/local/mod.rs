@@ -433,6 +433,10 @@ impl Write for Temporary {
 }
 
 impl StagedObject for Temporary {
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().at(self.path())
+    }
+
     fn finish(self: Box<Self>, id: &ObjectId) -> Result<Put> {
         let name = Key::Object(*id).to_string();
         if self.directory.reuse(&name, self.size)? {

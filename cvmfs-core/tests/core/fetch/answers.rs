@@ -181,6 +181,17 @@ fn an_endless_object_is_not_read() {
     assert_eq!(error.to_string(), format!("{}: larger than 4999 bytes", object_url(&server)));
 }
 
+/// Certificates and meta info are read into memory.
+#[test]
+fn small_objects_are_small() {
+    let server = Server::start([Answer::with_length((16 << 20) + 1, b"x")]);
+    let store = store_at(&[&server]);
+    for kind in [ObjectKind::Certificate, ObjectKind::Metainfo] {
+        let error = store.read(&ObjectId { kind, ..id() }.into()).unwrap_err();
+        assert!(error.to_string().ends_with("larger than 16777216 bytes"), "{error}");
+    }
+}
+
 #[test]
 fn an_encoding_nobody_asked_for_is_not_decoded() {
     let encoded = |content| Answer::with_headers(200, &["Content-Encoding: gzip"], content);

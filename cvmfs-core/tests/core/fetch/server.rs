@@ -1,8 +1,10 @@
 //! Web servers and proxies that misbehave on purpose, one scripted answer per request.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,13 +12,14 @@ use std::time::Duration;
 
 use cvmfs_core::hash::{Algorithm, ObjectId, ObjectKind};
 use cvmfs_core::storage::Key;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use openssl::asn1::Asn1Time;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, select_next_proto};
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509, X509Name};
 
@@ -302,6 +305,45 @@ impl Server {
     pub(crate) fn root(&self) -> String {
         root(self.address)
     }
+}
+
+/// A server that speaks HTTP/2, and on its first connection never says a word. Its root, and its certificate in PEM form.
+pub(crate) fn start_http_2(content: &'static [u8]) -> Result<(String, Vec<u8>), ErrorStack> {
+    let (key, certificate) = self_signed("localhost")?;
+    let mut acceptor = SslAcceptor::mozilla_intermediate(SslMethod::tls())?;
+    acceptor.set_private_key(&key)?;
+    acceptor.set_certificate(&certificate)?;
+    acceptor.set_alpn_select_callback(|_, offered| select_next_proto(b"\x02h2", offered).ok_or(AlpnError::NOACK));
+    let acceptor = acceptor.build();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback device has room");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    listener.set_nonblocking(true).expect("a socket");
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+        let mut frozen = None;
+        loop {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let ssl = Ssl::new(acceptor.context()).expect("TLS");
+            let mut stream = tokio_openssl::SslStream::new(ssl, stream).expect("TLS");
+            if Pin::new(&mut stream).accept().await.is_err() {
+                continue;
+            }
+            if frozen.is_none() {
+                frozen = Some(stream);
+                continue;
+            }
+            let service = hyper::service::service_fn(move |_| async move {
+                Ok::<_, Infallible>(hyper::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(content))))
+            });
+            let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            drop(http.serve_connection(TokioIo::new(stream), service).await);
+        }
+    };
+    thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(serve);
+    });
+    Ok((root(address).replace("http://127.0.0.1", "https://localhost"), certificate.to_pem()?))
 }
 
 /// The URL of the test repository at a server.

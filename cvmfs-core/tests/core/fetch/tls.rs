@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::server::{Answer, Server, root};
+use super::server::{Answer, Server, root, start_http_2};
 use super::{CONTENT, OBJECT, options, read_object, store};
 use cvmfs_core::error::Error;
 use cvmfs_core::fetch::HttpOptions;
@@ -68,4 +68,36 @@ fn a_certificate_of_another_host_is_refused() {
     let error = read_object(&store(&[&server.root().replace("http:", "https:")], trusting)).unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert!(server.lines().is_empty());
+}
+
+#[test]
+fn a_proxy_without_trusted_certificate_is_named() {
+    let (proxy, _pem) = Server::start_tls(Answer::ok(CONTENT)).unwrap();
+    let server = Server::start([Answer::ok(CONTENT)]);
+    let url = format!("https://localhost:{}", proxy.address.port());
+    for root in [server.root(), server.root().replace("http:", "https:")] {
+        let store = store(&[&root], HttpOptions { proxies: url.parse().unwrap(), ..options() });
+        let error = read_object(&store).unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("through proxy {url}/: TLS: ")), "{text}");
+        assert!(text.contains("certificate verify failed"), "{text}");
+    }
+    assert!(server.lines().is_empty());
+}
+
+/// All requests share one connection, so a repetition on a frozen one would freeze, too.
+#[test]
+fn a_frozen_connection_is_not_used_again() {
+    let (root, pem) = start_http_2(CONTENT).unwrap();
+    let bundle = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(bundle.path(), pem).unwrap();
+    let options = HttpOptions {
+        ca_bundle: Some(bundle.path().to_owned()),
+        connect_timeout: Duration::from_secs(2),
+        low_speed_time: Duration::from_millis(600),
+        retries: 1,
+        ..options()
+    };
+    assert_eq!(read_object(&store(&[&root], options)).unwrap(), CONTENT);
 }

@@ -28,11 +28,12 @@ use cvmfs_core::fetch::HttpStore;
 use cvmfs_core::fetch::queue::{ObjectQueue, QueueOptions};
 use cvmfs_core::hash::{ContentHash, ObjectId};
 use cvmfs_core::progress::{Cancel, Progress};
-use cvmfs_core::storage::{ReadStore as _, WriteStore};
+use cvmfs_core::storage::WriteStore;
 
 use self::nodes::{Job, State};
 use super::failures::Failures;
 use super::proven::Proven;
+use super::source;
 use crate::select::Selection;
 
 /// How often progress is shown and cancellation looked for.
@@ -111,9 +112,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub(super) fn add_object(&mut self, stored_size: usize) {
+    pub(super) fn add_object(&mut self, stored_size: u64) {
         self.objects += 1;
-        self.bytes += stored_size as u64;
+        self.bytes += stored_size;
     }
 
     pub(super) fn and(self, other: Self) -> Self {
@@ -223,10 +224,9 @@ impl Walk {
         let Setting { source, waiting, scratch, .. } = &self.shared.setting;
         let id = ObjectId::catalog(root.catalog);
         if waiting.size(&id.into())?.is_none() {
-            let stored = source.read(&id.into())?;
-            waiting.put(&id, &stored)?;
+            let size = source::copy(source, &**waiting, &id)?;
             let counts = &mut self.shared.state().counts;
-            counts.add_object(stored.len());
+            counts.add_object(size);
             counts.catalogs += 1;
         }
         Catalog::fetch_limited(&**waiting, root.catalog, scratch, limit)
