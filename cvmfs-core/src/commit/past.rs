@@ -111,14 +111,15 @@ impl Publisher {
     ) -> Result<Option<T>> {
         let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
         self.refuse_checkout("its tags cannot be changed now")?;
+        let publisher = self.for_operation();
         self.rebasing(|| {
-            let head = self.head(now)?;
+            let head = publisher.head(now)?;
             let manifest = head.manifest();
-            let mut history = self.open_history(Some(manifest))?;
+            let mut history = publisher.open_history(Some(manifest))?;
             let edited = edit(&head, &mut history)?;
             if edited.is_some() {
                 let root = NewRoot::from(head.revision(&Selector::Head)?);
-                self.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
+                publisher.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
             }
             Ok(edited)
         })
@@ -130,11 +131,12 @@ impl Publisher {
     /// `Untrusted` if the whitelist lists one of the two certificates not; `Conflict` if the lock is taken for too long.
     pub fn sign_again(&self, now: UnixSeconds, patience: Duration, cancel: &Cancel) -> Result<()> {
         let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
+        let publisher = self.for_operation();
         self.rebasing(|| {
-            let head = self.head(now)?;
+            let head = publisher.head(now)?;
             let manifest = head.manifest();
             let root = NewRoot::from(head.revision(&Selector::Head)?);
-            self.publish_root(Some(manifest), &root, now, manifest.metainfo_object(), |_| Ok(())).map(drop)
+            publisher.publish_root(Some(manifest), &root, now, manifest.metainfo_object(), |_| Ok(())).map(drop)
         })
     }
 
@@ -148,7 +150,8 @@ impl Publisher {
     pub fn roll_back(&self, selector: &Selector, options: &Options, cancel: &Cancel) -> Result<RolledBack> {
         let _lock = PublishLock::acquire(&self.config.spool, options.patience, cancel)?;
         self.refuse_checkout("it cannot be rolled back now")?;
-        self.rebasing(|| self.roll_back_once(selector, options))
+        let publisher = self.for_operation();
+        self.rebasing(|| publisher.roll_back_once(selector, options))
     }
 
     fn roll_back_once(&self, selector: &Selector, options: &Options) -> Result<RolledBack> {
