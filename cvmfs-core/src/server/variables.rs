@@ -84,7 +84,7 @@ impl Variables {
         StoragePlace::parse(definition)?.map(Some).ok_or_else(|| self.invalid(key, definition))
     }
 
-    fn invalid(&self, key: &str, value: &str) -> Error {
+    pub(super) fn invalid(&self, key: &str, value: &str) -> Error {
         Error::invalid(format!("{}: {key}", self.file.display()), format!("impossible value {value:?}"))
     }
 }
