@@ -12,7 +12,8 @@ use super::{NewRoot, Options, PublishLock, Publisher};
 use crate::catalog::{Catalog, Finish, WritableCatalog};
 use crate::clock::UnixSeconds;
 use crate::compression::Compressor;
-use crate::error::{Error, IoContext as _, Result};
+use crate::durable;
+use crate::error::{Error, Result, remove_if_there};
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
 use crate::history::{Branch, History, Tag};
 use crate::path::RepoPath;
@@ -221,9 +222,7 @@ impl Publisher {
             return self.end_checkout();
         };
         let line = [tag, root_hash, branch, previous_branch].map(String::as_str).join(" ");
-        let (file, new) = (self.checkout_file(), self.config.spool.join("checkout.new"));
-        fs::write(&new, format!("{}\n", line.trim_end())).at(&new)?;
-        fs::rename(&new, &file).at(&file)
+        durable::replace(&self.checkout_file(), format!("{}\n", line.trim_end()).as_bytes())
     }
 
     /// Publishes a root as the newest revision of the branch that is checked out, and goes back to the trunk, as the
@@ -254,11 +253,8 @@ impl Publisher {
     }
 
     fn end_checkout(&self) -> Result<()> {
-        let file = self.checkout_file();
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(file, error)),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.checkout_file())?;
+        durable::sync_directory(&self.config.spool)
     }
 
     fn checkout_file(&self) -> PathBuf {
