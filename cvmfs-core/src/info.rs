@@ -9,14 +9,13 @@
 //! Source: `cvmfs/server/cvmfs_server_json.sh`, `cvmfs/server/cvmfs_server_common.sh`.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
 
 use crate::clock::UnixSeconds;
+use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::repository::SMALL_OBJECT_MAX;
 use crate::server::{ServerRoot, Variables};
@@ -191,17 +190,15 @@ pub fn write(root: &ServerRoot, name: &str, text: &[u8]) -> Result<PathBuf> {
     let directory = root.info_dir();
     fs::create_dir_all(&directory).at(&directory)?;
     let path = directory.join(name);
-    let mut file = tempfile::Builder::new().prefix(&format!(".{name}.")).tempfile_in(&directory).at(&directory)?;
-    file.write_all(text).at(file.path())?;
     // It is served.
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at(file.path())?;
-    file.as_file().sync_all().at(file.path())?;
-    file.persist(&path).map_err(|error| Error::io(&path, error.error))?;
+    durable::replace_public(&path, text)?;
     Ok(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

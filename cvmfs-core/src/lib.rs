@@ -43,6 +43,7 @@ mod unique;
 pub mod chunking;
 pub mod compression;
 pub mod dirtab;
+pub mod durable;
 pub mod entry;
 pub mod glob;
 pub mod xattr;

@@ -5,12 +5,12 @@
 //!
 //! Source: `cvmfs/reflog.cc`, `cvmfs/reflog_sql.cc`.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::clock::UnixSeconds;
 use crate::database::Database;
+use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::manifest::SignedManifest;
@@ -295,12 +295,7 @@ impl StoredReflog<'_> {
 
 /// Replaces the file as a whole: half a checksum would be no checksum. It is durable before the reflog that it is of.
 fn write_checksum(file: &Path, checksum: ContentHash) -> Result<()> {
-    let half = file.with_extension("half");
-    let mut writing = File::create(&half).at(&half)?;
-    writing.write_all(checksum.to_string().as_bytes()).and_then(|()| writing.sync_all()).at(&half)?;
-    fs::rename(&half, file).at(file)?;
-    let directory = file.parent().unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all()).at(directory)
+    durable::replace(file, checksum.to_string().as_bytes())
 }
 
 fn read_checksum(file: &Path) -> Option<ContentHash> {

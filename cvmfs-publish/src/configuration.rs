@@ -3,11 +3,10 @@
 //! Source: `create_config_files_for_new_repository` in `cvmfs/server/cvmfs_server_common.sh`.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cvmfs_core::compression::Compression;
+use cvmfs_core::durable;
 use cvmfs_core::error::{Error, IoContext as _, Result};
 use cvmfs_core::path::RepositoryName;
 use cvmfs_core::server::{RepositoryConfig, ServerRoot};
@@ -50,11 +49,7 @@ pub(crate) fn write(root: &ServerRoot, config: &RepositoryConfig, url: &str) -> 
     fs::create_dir_all(&directory).at(&directory)?;
     let write = |file: &str, text: &str| {
         let path = directory.join(file);
-        let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).at(&directory)?;
-        new.write_all(text.as_bytes()).at(new.path())?;
-        new.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at(new.path())?;
-        new.as_file().sync_all().at(new.path())?;
-        new.persist(&path).map(drop).map_err(|error| Error::io(&path, error.error))
+        durable::replace_public(&path, text.as_bytes())
     };
     write("client.conf", &client_conf(root, config, url))?;
     write("server.conf", &server_conf(config, url))

@@ -113,6 +113,7 @@ pub fn apply(
         Some(_) => Destination::Transaction,
         None => Destination::Revision,
     };
+    let publisher = &publisher.for_operation();
     let mut draft = Draft::begin(publisher, destination, options.now, options.patience, cancel)?;
     let mut editor = Editor { publisher, owner, now: options.now, tree: draft.tree()? };
     // Each edit sees the tree as it was before all of them, so two that meet are refused or the later one wins.

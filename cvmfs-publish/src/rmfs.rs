@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cvmfs_core::commit::Activity;
+use cvmfs_core::durable;
 use cvmfs_core::error::{Error, IoContext as _, Result, remove_if_there};
 use cvmfs_core::info;
 use cvmfs_core::lock::FileLock;
@@ -119,7 +120,7 @@ pub fn remove(
     // 1. From here on nobody begins to work on it.
     if subject.is_whole {
         fs::rename(root.server_conf(name), root.removed_conf(name)).at(root.server_conf(name))?;
-        sync(&root.config_dir(name))?;
+        durable::sync_directory(&root.config_dir(name))?;
         outcome.warnings.extend(info::refresh_warnings(root));
     }
     // 2. Content and keys.
@@ -321,10 +322,6 @@ fn remove_directory(place: &Path) -> Result<()> {
         _ => {}
     }
     if place.is_symlink() { remove_if_there(place) } else { Ok(()) }
-}
-
-fn sync(directory: &Path) -> Result<()> {
-    fs::File::open(directory).and_then(|directory| directory.sync_all()).at(directory)
 }
 
 #[cfg(test)]

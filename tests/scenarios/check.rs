@@ -4,10 +4,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cvmfs_core::clock::UnixSeconds;
+use cvmfs_core::commit::Publisher;
+use cvmfs_core::history::Tag;
+use cvmfs_core::progress::Cancel;
+use cvmfs_core::server::ServerRoot;
 
 use crate::support::fixture::unpacked;
 use crate::support::replica::{Replica, Source};
-use crate::support::{Site, binary, make_tree, pack, run, test_file};
+use crate::support::{NAME, Site, binary, make_tree, pack, run, test_file};
 
 /// The kinds of findings of a check, with the exit code that belongs to them.
 #[track_caller]
@@ -60,6 +67,31 @@ fn every_kind_of_damage_is_found_and_nothing_else() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     assert_eq!(found.len(), expected.lines().count());
     assert!(found.len() > 150);
+}
+
+/// Tags of the newest revision and of an older one, of which another one is right.
+#[test]
+fn every_tag_of_a_revision_is_compared_with_it() {
+    let site = rich_site(&[]);
+    let root = ServerRoot::new(&site.root()).expect("root");
+    let publisher = Publisher::open(&root, &NAME.parse().expect("name")).expect("publisher");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
+    let now = UnixSeconds(now.as_secs().cast_signed());
+    let wrong = publisher.edit_history(now, Duration::ZERO, &Cancel::new(), |_, history| {
+        let right = history.tags()?.into_iter().find(|tag| tag.name == "whole").expect("tag");
+        history.add(&Tag { name: "a-wrong-one".into(), revision: right.revision + 7, ..right.clone() })?;
+        history.add(&Tag { name: "wrong".into(), revision: right.revision + 7, ..right })?;
+        Ok(Some(()))
+    });
+    wrong.expect("edited");
+    for _ in 0..2 {
+        let printed = site.publish(&["check"]).stdout;
+        for name in ["a-wrong-one", "wrong"] {
+            assert!(printed.contains(&format!("tag {name}: its revision is ")), "{printed}");
+        }
+        assert_eq!(kinds(&site, &[]), set(&["tag"]));
+        site.publish(&["mkdir", "/later"]);
+    }
 }
 
 #[test]

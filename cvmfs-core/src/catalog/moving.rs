@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::WritableCatalog;
 use super::schema::COLUMNS;
-use super::{Row, WritableCatalog};
 use crate::database::{Text, bytes};
 use crate::entry::{EntryKind, Mount, flag};
 use crate::error::{Error, Result};
@@ -80,20 +80,20 @@ impl WritableCatalog {
             return Err(Error::invalid(path.to_string(), "only a plain directory can become a nested catalog"));
         }
         let mut child = Self::create(path.clone(), scratch)?;
-        let mut root: Row = row;
-        root.entry.kind = EntryKind::Directory(Mount::Root);
-        child.add(&root)?;
         self.set_mount(path, Mount::Mountpoint)?;
         let directories = self.directories(path, Mount::Plain)?;
-        if directories.len() == 1 && self.names(path)?.is_empty() {
-            return Ok(child);
-        }
+        let rows = format!("SELECT {COLUMNS} FROM main.catalog");
         self.with_attached(&mut child, |parent| {
+            // The row itself: an entry does not know the size that others stored for a directory, and both rows must
+            // say the same.
+            let root = format!("INSERT INTO child.catalog ({COLUMNS}) {rows} WHERE md5path_1 = ?1 AND md5path_2 = ?2");
+            parent.database.execute(&root, (row.path.first, row.path.second))?;
             for directory in &directories {
-                parent.move_content(directory, &format!("SELECT {COLUMNS} FROM main.catalog"), "child", "main")?;
+                parent.move_content(directory, &rows, "child", "main")?;
             }
             Ok(())
         })?;
+        child.set_mount(path, Mount::Root)?;
         Ok(child)
     }
 
@@ -165,7 +165,7 @@ impl WritableCatalog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Catalog, Nested, writable::Finish};
+    use crate::catalog::{Catalog, Nested, Row, writable::Finish};
     use crate::clock::UnixSeconds;
     use crate::compression::Compression;
     use crate::entry::{Chunk, Entry, FileContent, FileObjects, Hardlinks, Mtime};
@@ -238,6 +238,7 @@ mod tests {
     fn a_split_moves_everything_below_and_a_merge_brings_it_back() {
         let scratch = tempfile::tempdir().unwrap();
         let mut parent = sample(scratch.path());
+        parent.database.execute("UPDATE catalog SET size = 77 WHERE name = 'b'", []).unwrap();
         let before = all_rows(&parent, "");
 
         let child = parent.split(&path("a/b"), scratch.path()).unwrap();
@@ -250,6 +251,13 @@ mod tests {
         let moved: Vec<_> = before.iter().filter(|(at, _)| at.starts_with("/a/b/")).cloned().collect();
         assert_eq!(all_rows(&child, "a/b"), moved);
         assert_eq!(child.nested().unwrap().len(), 1);
+
+        // Others store other sizes of directories; both rows of a transition point must have the same.
+        let size = |catalog: &WritableCatalog| -> Option<i64> {
+            let sql = "SELECT size FROM catalog WHERE name = 'b'";
+            catalog.database.query_one(sql, [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((size(&parent), size(&child)), (Some(77), Some(77)));
 
         // A group of the same number in the parent must not be mixed up with the returning one.
         parent.set_hardlinks(&path("a/other"), Hardlinks { group: 1, count: 1 }).unwrap();

@@ -1,6 +1,7 @@
 //! Everything that the manifest names, and whatever vouches for it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -160,33 +161,50 @@ fn inspect_history(
             }
         }
     }
-    let mut seen = HashSet::new();
+    // Many tags may have the same root catalog; it is opened for the first one.
+    let mut roots: HashMap<ContentHash, Option<Facts>> = HashMap::new();
     for tag in &tags {
-        inspect_tag(subject, store, manifest, tag, seen.insert(tag.root), scratch, findings)?;
+        let place = format!("tag {}", tag.name);
+        if tag.name == TagName::trunk().as_str() && tag.root != manifest.root_catalog {
+            findings.add(Kind::Tag, &place, "it does not name the newest revision");
+        }
+        let facts = match roots.entry(tag.root) {
+            Entry::Occupied(known) => *known.get(),
+            // The newest revision is looked at as a whole; its tags must say what the trunk's says.
+            Entry::Vacant(new) if tag.root == manifest.root_catalog => {
+                let trunk = tags.iter().find(|other| other.name == TagName::trunk().as_str() && other.root == tag.root);
+                let facts =
+                    |trunk: &Tag| Facts { revision: trunk.revision, modified: trunk.timestamp, size: trunk.root_size };
+                *new.insert(trunk.map(facts))
+            }
+            Entry::Vacant(new) => *new.insert(inspect_tagged(subject, store, tag, scratch, findings)?),
+        };
+        if let Some(facts) = facts {
+            compare_with_root(tag, facts, findings);
+        }
     }
     Ok(tags)
 }
 
-/// Compares a tag with its root catalog, which is opened only for the first tag of it.
-fn inspect_tag(
+/// What a root catalog says that its tags say, too.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    revision: u64,
+    modified: UnixSeconds,
+    size: u64,
+}
+
+/// Looks at the root catalog of a tag; `None` if there is nothing to compare with.
+fn inspect_tagged(
     subject: &Subject<'_>,
     store: &Arc<dyn ReadStore>,
-    manifest: &Manifest,
     tag: &Tag,
-    is_first: bool,
     scratch: &Path,
     findings: &Findings,
-) -> Result<()> {
+) -> Result<Option<Facts>> {
     let place = format!("tag {}", tag.name);
-    if tag.name == TagName::trunk().as_str() && tag.root != manifest.root_catalog {
-        findings.add(Kind::Tag, &place, "it does not name the newest revision");
-    }
-    // The newest revision is looked at as a whole.
-    if tag.root == manifest.root_catalog {
-        return Ok(());
-    }
     let catalog = match Catalog::fetch(&**store, tag.root, scratch) {
-        Err(Error::MissingObject { .. }) if subject.is_replica => return Ok(()),
+        Err(Error::MissingObject { .. }) if subject.is_replica => return Ok(None),
         catalog => {
             if catalog.is_err() {
                 findings.lose(ObjectId::catalog(tag.root));
@@ -195,24 +213,31 @@ fn inspect_tag(
         }
     };
     // The oldest catalogs say nothing about themselves.
-    let Some(catalog) = catalog.filter(|catalog| is_first && catalog.has_place()) else { return Ok(()) };
-    let said =
-        || Ok::<_, Error>((catalog.revision()?, catalog.last_modified()?, catalog.file_size()?, catalog.root()?));
-    let Some((revision, modified, size, root)) = found(said(), Kind::Tag, &place, findings)? else { return Ok(()) };
+    let Some(catalog) = catalog.filter(Catalog::has_place) else { return Ok(None) };
+    let said = || {
+        let (modified, size) = (catalog.last_modified()?, catalog.file_size()?);
+        let facts = Facts { revision: catalog.revision()?, modified, size };
+        Ok::<_, Error>((facts, catalog.root()?))
+    };
+    let Some((facts, root)) = found(said(), Kind::Tag, &place, findings)? else { return Ok(None) };
     if !root.is_root() {
         findings.add(Kind::Tag, &place, format!("its catalog is that of {root}"));
     }
+    Ok(Some(facts))
+}
+
+fn compare_with_root(tag: &Tag, facts: Facts, findings: &Findings) {
     for (what, says, is) in [
-        ("revision", tag.revision, revision),
-        ("time", tag.timestamp.0.unsigned_abs(), modified.0.unsigned_abs()),
-        ("size", tag.root_size, size),
+        ("revision", tag.revision, facts.revision),
+        ("time", tag.timestamp.0.unsigned_abs(), facts.modified.0.unsigned_abs()),
+        ("size", tag.root_size, facts.size),
     ] {
         // Old tags have no size.
         if says != is && !(what == "size" && says == 0) {
-            findings.add(Kind::Tag, &place, format!("its {what} is {says}, that of its root catalog {is}"));
+            let message = format!("its {what} is {says}, that of its root catalog {is}");
+            findings.add(Kind::Tag, format!("tag {}", tag.name), message);
         }
     }
-    Ok(())
 }
 
 /// The reflog must be the one that was written last, and have all that must not be lost sight of.

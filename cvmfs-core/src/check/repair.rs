@@ -169,10 +169,26 @@ fn mend_reflog(subject: &Subject<'_>, manifest: &Manifest, now: UnixSeconds) -> 
             let missing: Vec<ObjectId> = found.iter().map(|(id, _)| *id).filter(|id| !listed.contains(id)).collect();
             reflog.add(expected, algorithm, now, &missing)?;
         }
-        Err(error @ (Error::Io { .. } | Error::Cancelled)) => return Err(error),
-        Err(_) => drop(reflog.rebuild(algorithm, &found)?),
+        Err(error) if is_lost(&error) => drop(reflog.rebuild(algorithm, &found)?),
+        Err(error) => return Err(error),
     }
     Ok(())
+}
+
+/// Whether a document is missing or damaged, as far as an error tells. All other errors say nothing of it, and what a new
+/// reflog would not know would be collected one day.
+fn is_lost(error: &Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match error {
+        Error::NotFound { .. } | Error::MissingObject { .. } | Error::HashMismatch { .. } | Error::Malformed { .. } => {
+            true
+        }
+        Error::Database { source, .. } => source
+            .downcast_ref::<rusqlite::Error>()
+            .and_then(rusqlite::Error::sqlite_error_code)
+            .is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase)),
+        _ => false,
+    }
 }
 
 /// The root objects that can be found from the manifest on, each with its time: revisions by those after them, tag databases by
@@ -209,4 +225,34 @@ fn root_objects(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_or_damaged_is_made_anew() {
+        let database =
+            |code| Error::database("reflog", rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        let what = || "reflog".to_owned();
+        for lost in [
+            Error::not_found("reflog"),
+            Error::HashMismatch { what: what(), expected: String::new(), actual: String::new() },
+            Error::malformed("reflog", "unknown schema"),
+            database(rusqlite::ffi::SQLITE_CORRUPT),
+            database(rusqlite::ffi::SQLITE_NOTADB),
+        ] {
+            assert!(is_lost(&lost), "{lost}");
+        }
+        for other in [
+            Error::Unavailable { what: what(), reason: "status 503".into() },
+            Error::Refused { what: what(), reason: "status 403".into() },
+            Error::io("reflog", std::io::ErrorKind::PermissionDenied.into()),
+            database(rusqlite::ffi::SQLITE_FULL),
+            Error::Cancelled,
+        ] {
+            assert!(!is_lost(&other), "{other}");
+        }
+    }
 }

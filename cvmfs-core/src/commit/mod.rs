@@ -142,6 +142,15 @@ impl Publisher {
         Ok(Self { keys: PublisherKeys::load(root, name)?, config, store })
     }
 
+    /// The same publisher for one operation: what the storage could not take for others is not its business.
+    ///
+    /// Whoever keeps a publisher for long takes one of these for each change set, from the first object to the commit;
+    /// those of [`publication`](crate::publication) and all that needs one call only are so by themselves.
+    #[must_use]
+    pub fn for_operation(&self) -> Self {
+        Self { store: self.store.for_operation().unwrap_or_else(|| Arc::clone(&self.store)), ..self.clone() }
+    }
+
     /// The storage for reading.
     pub fn read_store(&self) -> Arc<dyn ReadStore> {
         Arc::clone(&self.store) as Arc<dyn ReadStore>

@@ -12,7 +12,8 @@ use super::{NewRoot, Options, PublishLock, Publisher};
 use crate::catalog::{Catalog, Finish, WritableCatalog};
 use crate::clock::UnixSeconds;
 use crate::compression::Compressor;
-use crate::error::{Error, IoContext as _, Result};
+use crate::durable;
+use crate::error::{Error, Result, remove_if_there};
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
 use crate::history::{Branch, History, Tag};
 use crate::path::RepoPath;
@@ -111,14 +112,15 @@ impl Publisher {
     ) -> Result<Option<T>> {
         let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
         self.refuse_checkout("its tags cannot be changed now")?;
+        let publisher = self.for_operation();
         self.rebasing(|| {
-            let head = self.head(now)?;
+            let head = publisher.head(now)?;
             let manifest = head.manifest();
-            let mut history = self.open_history(Some(manifest))?;
+            let mut history = publisher.open_history(Some(manifest))?;
             let edited = edit(&head, &mut history)?;
             if edited.is_some() {
                 let root = NewRoot::from(head.revision(&Selector::Head)?);
-                self.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
+                publisher.publish_history(Some(manifest), &root, now, manifest.metainfo_object(), history)?;
             }
             Ok(edited)
         })
@@ -130,11 +132,12 @@ impl Publisher {
     /// `Untrusted` if the whitelist lists one of the two certificates not; `Conflict` if the lock is taken for too long.
     pub fn sign_again(&self, now: UnixSeconds, patience: Duration, cancel: &Cancel) -> Result<()> {
         let _lock = PublishLock::acquire(&self.config.spool, patience, cancel)?;
+        let publisher = self.for_operation();
         self.rebasing(|| {
-            let head = self.head(now)?;
+            let head = publisher.head(now)?;
             let manifest = head.manifest();
             let root = NewRoot::from(head.revision(&Selector::Head)?);
-            self.publish_root(Some(manifest), &root, now, manifest.metainfo_object(), |_| Ok(())).map(drop)
+            publisher.publish_root(Some(manifest), &root, now, manifest.metainfo_object(), |_| Ok(())).map(drop)
         })
     }
 
@@ -148,7 +151,8 @@ impl Publisher {
     pub fn roll_back(&self, selector: &Selector, options: &Options, cancel: &Cancel) -> Result<RolledBack> {
         let _lock = PublishLock::acquire(&self.config.spool, options.patience, cancel)?;
         self.refuse_checkout("it cannot be rolled back now")?;
-        self.rebasing(|| self.roll_back_once(selector, options))
+        let publisher = self.for_operation();
+        self.rebasing(|| publisher.roll_back_once(selector, options))
     }
 
     fn roll_back_once(&self, selector: &Selector, options: &Options) -> Result<RolledBack> {
@@ -218,9 +222,7 @@ impl Publisher {
             return self.end_checkout();
         };
         let line = [tag, root_hash, branch, previous_branch].map(String::as_str).join(" ");
-        let (file, new) = (self.checkout_file(), self.config.spool.join("checkout.new"));
-        fs::write(&new, format!("{}\n", line.trim_end())).at(&new)?;
-        fs::rename(&new, &file).at(&file)
+        durable::replace(&self.checkout_file(), format!("{}\n", line.trim_end()).as_bytes())
     }
 
     /// Publishes a root as the newest revision of the branch that is checked out, and goes back to the trunk, as the
@@ -251,11 +253,8 @@ impl Publisher {
     }
 
     fn end_checkout(&self) -> Result<()> {
-        let file = self.checkout_file();
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(file, error)),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.checkout_file())?;
+        durable::sync_directory(&self.config.spool)
     }
 
     fn checkout_file(&self) -> PathBuf {

@@ -104,6 +104,16 @@ impl Publisher {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Rewritten> {
+        self.for_operation().rewrite_once(what, options, progress, cancel)
+    }
+
+    fn rewrite_once(
+        &self,
+        what: &Rewrite,
+        options: &Options,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Rewritten> {
         self.refuse_rewrite(what)?;
         let work = Work::new(self, what, options, progress, cancel)?;
 

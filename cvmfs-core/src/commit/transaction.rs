@@ -10,7 +10,6 @@
 //! head of the moment when it is published. What one command adds is there as a whole or not at all.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{Options, Outcome, Publisher, Rehearsal};
 use crate::changeset::{ChangeSet, Needs, needs};
 use crate::clock::UnixSeconds;
+use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::hash::DIGEST_SIZE;
 use crate::lock::{try_lock, wait_for};
@@ -95,14 +95,14 @@ impl Publisher {
         let directory = self.scratch()?.join(unique_name());
         fs::create_dir(&directory).at(&directory)?;
         ChangeSet::create(&changes_in(&directory), base)?.close_durably()?;
-        write_durably(
+        durable::replace(
             &directory.join("about.json"),
             &serde_json::to_vec(&about).map_err(|error| not_written(&error))?,
         )?;
-        write_durably(&directory.join("lock"), b"")?;
+        durable::replace(&directory.join("lock"), b"")?;
         let place = self.transaction_directory();
         match rustix::fs::rename(&directory, &place) {
-            Ok(()) => sync_directory(&self.config.spool)?,
+            Ok(()) => durable::sync_directory(&self.config.spool)?,
             // Somebody else was faster.
             Err(Errno::EXIST | Errno::NOTEMPTY) => {
                 fs::remove_dir_all(&directory).at(&directory)?;
@@ -175,7 +175,7 @@ impl Publisher {
     fn remove_transaction(&self) -> Result<()> {
         let (place, remains) = (self.transaction_directory(), self.scratch()?.join(unique_name()));
         fs::rename(&place, &remains).at(&place)?;
-        sync_directory(&self.config.spool)?;
+        durable::sync_directory(&self.config.spool)?;
         fs::remove_dir_all(&remains).at(&remains)
     }
 }
@@ -249,15 +249,6 @@ fn directory_in(spool: &Path) -> PathBuf {
 
 fn changes_in(directory: &Path) -> PathBuf {
     directory.join("changes.db")
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).at(path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).at(path)
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).at(path)
 }
 
 fn not_written(error: &serde_json::Error) -> Error {

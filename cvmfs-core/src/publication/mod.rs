@@ -242,6 +242,7 @@ pub fn publish<S: ChangeSource>(
 ) -> Result<Outcome> {
     let start = Instant::now();
     let Options { destination, commit: commit_options, .. } = options;
+    let publisher = &publisher.for_operation();
     let mut draft = Draft::begin(publisher, *destination, commit_options.now, commit_options.patience, cancel)?;
     let mut source = open_source(draft.tree()?)?;
     if publisher.config.nesting.enforce_limits {

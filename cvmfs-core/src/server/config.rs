@@ -206,9 +206,10 @@ impl RepositoryConfig {
             min_weight: weight("CVMFS_AUTOCATALOGS_MIN_WEIGHT", AutomaticNesting::default().min_weight)?,
             max_weight: weight("CVMFS_AUTOCATALOGS_MAX_WEIGHT", AutomaticNesting::default().max_weight)?,
         };
-        let limit = |key, unit: u64, otherwise| {
-            let limit = variables.parse::<u64>(key)?.map(|limit| if limit == 0 { u64::MAX } else { limit * unit });
-            Ok::<_, Error>(limit.unwrap_or(otherwise))
+        let limit = |key, unit: u64, otherwise| match variables.parse::<u64>(key)? {
+            None => Ok(otherwise),
+            Some(0) => Ok(u64::MAX),
+            Some(limit) => limit.checked_mul(unit).ok_or_else(|| variables.invalid(key, &limit.to_string())),
         };
         let nesting = NestingConfig {
             automatic: variables.flag("CVMFS_AUTOCATALOGS", false).then_some(automatic),
@@ -256,6 +257,13 @@ mod tests {
         fs::create_dir_all(root.config_dir(&name)).unwrap();
         fs::write(root.config_dir(&name).join("server.conf"), text).unwrap();
         (directory, root, name)
+    }
+
+    #[test]
+    fn limits_that_no_number_holds_are_refused() {
+        let (_directory, root, name) = write_config("CVMFS_FILE_MBYTE_LIMIT=18446744073709551615\n");
+        let error = RepositoryConfig::load(&root, &name).unwrap_err().to_string();
+        assert!(error.contains("server.conf: CVMFS_FILE_MBYTE_LIMIT: impossible value"), "{error}");
     }
 
     #[test]

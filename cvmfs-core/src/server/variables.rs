@@ -85,7 +85,7 @@ impl Variables {
         StoragePlace::parse(definition)?.map(Some).ok_or_else(|| self.invalid(key, definition))
     }
 
-    fn invalid(&self, key: &str, value: &str) -> Error {
+    pub(super) fn invalid(&self, key: &str, value: &str) -> Error {
         let file = self.values.get(key).map(|(file, _)| format!("{}: ", file.display())).unwrap_or_default();
         Error::invalid(format!("{file}{key}"), format!("impossible value {value:?}"))
     }

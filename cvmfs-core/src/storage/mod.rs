@@ -21,6 +21,7 @@ pub mod s3;
 
 use std::fmt;
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::UnixSeconds;
@@ -225,6 +226,15 @@ pub trait WriteStore: ReadStore {
     /// This implementation is for stores where nobody is told that a put has ended before it has.
     fn finish_puts(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The same storage for one operation, which is not told of failures of those before it and beside it.
+    ///
+    /// What could not be put fails every later call of [`finish_puts`](Self::finish_puts) and [`flush`](Self::flush) of
+    /// the value that it was put through, so an operation must put and flush through the same one. `None` for stores where
+    /// nobody is told that a put has ended before it has: they can be used as they are.
+    fn for_operation(&self) -> Option<Arc<dyn WriteStore>> {
+        None
     }
 
     /// Makes everything that was put before durable.

@@ -203,12 +203,13 @@ impl Token {
         Err(Error::not_found(format!("{}: {which}", self.name)))
     }
 
-    /// Stores a key with its public half, and a certificate that tools find it by. What is in its place goes.
+    /// Stores a key with its public half, and a certificate that tools find it by. What is in its place goes, when all of
+    /// that is in the token.
     ///
     /// # Errors
-    /// `Unavailable` if the token does not take keys from outside.
+    /// `Unavailable` if the token does not take keys from outside, or not beside those that it has.
     pub fn store(&self, key: &PrivateKey, name: &RepositoryName) -> Result<()> {
-        self.remove()?;
+        let before = self.in_place()?;
         let numbers = key.numbers()?;
         let common = |class| {
             let label = Attribute::Label(LABEL.into());
@@ -239,26 +240,42 @@ impl Token {
             Attribute::Subject(subject),
             Attribute::Value(certificate),
         ];
-        for object in [
+        let objects = [
             [common(ObjectClass::PRIVATE_KEY), rsa.to_vec(), secret.to_vec()].concat(),
             [common(ObjectClass::PUBLIC_KEY), rsa.to_vec(), public.to_vec()].concat(),
             [common(ObjectClass::CERTIFICATE), certificate.to_vec()].concat(),
-        ] {
-            self.session()?.create_object(&object).map_err(|error| self.failed(&error))?;
-        }
-        Ok(())
+        ];
+        let mut created = Vec::new();
+        let result = objects.iter().try_for_each(|object| {
+            created.push(self.session()?.create_object(object).map_err(|error| self.failed(&error))?);
+            Ok(())
+        });
+        // Some tokens have one place only, and give what they overwrote out as what is new.
+        let (leaving, staying) = if result.is_ok() { (&before, &created) } else { (&created, &before) };
+        let destroyed = self.destroy(leaving.iter().filter(|object| !staying.contains(object)));
+        result.and(destroyed)
     }
 
     /// Removes key and certificate from the place of the reference; returns whether there was something.
     pub fn remove(&self) -> Result<bool> {
-        let mut is_any = false;
+        let objects = self.in_place()?;
+        self.destroy(&objects)?;
+        Ok(!objects.is_empty())
+    }
+
+    /// Certificate and key in the place of the reference, the private key last.
+    fn in_place(&self) -> Result<Vec<ObjectHandle>> {
+        let mut found = Vec::new();
         for class in [ObjectClass::CERTIFICATE, ObjectClass::PUBLIC_KEY, ObjectClass::PRIVATE_KEY] {
-            for handle in self.objects(&[Attribute::Class(class), Attribute::Id(vec![PLACE])])? {
-                self.session()?.destroy_object(handle).map_err(|error| self.failed(&error))?;
-                is_any = true;
-            }
+            found.extend(self.objects(&[Attribute::Class(class), Attribute::Id(vec![PLACE])])?);
         }
-        Ok(is_any)
+        Ok(found)
+    }
+
+    fn destroy<'a>(&self, objects: impl IntoIterator<Item = &'a ObjectHandle>) -> Result<()> {
+        objects
+            .into_iter()
+            .try_for_each(|handle| self.session()?.destroy_object(*handle).map_err(|error| self.failed(&error)))
     }
 
     fn objects(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>> {

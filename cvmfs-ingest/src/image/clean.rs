@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::Publisher;
-use cvmfs_core::error::{Error, IoContext as _, Result};
+use cvmfs_core::durable;
+use cvmfs_core::error::{Error, Result};
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::publication;
 use cvmfs_core::repository::Selector;
@@ -175,9 +176,7 @@ impl Since {
 
     fn save(&self, publisher: &Publisher) -> Result<()> {
         let path = Self::path(publisher);
-        let new = path.with_extension("json.new");
         let bytes = serde_json::to_vec(&self.0).expect("names and numbers can be written as JSON");
-        fs::write(&new, bytes).at(&new)?;
-        fs::rename(&new, &path).at(&path)
+        durable::replace(&path, &bytes)
     }
 }

@@ -139,7 +139,8 @@ impl<'a> Layers<'a> {
         let mut blob = Shared(Arc::new(Mutex::new(Summed::new(store.blob(&layer.blob)?, note_blob))));
         let mut changes = ChangeSet::create(path, Algorithm::default().hash(b""))?;
         let known = self.publisher.known_content_if_usable();
-        let store = &*self.publisher.store;
+        let publisher = self.publisher.for_operation();
+        let store = &*publisher.store;
         let options = source_options(self.publisher.config.mtime_nanoseconds)?;
         let stored = archive::decompress(Box::new(blob.clone()))
             .map_err(|error| Error::invalid(name.clone(), error.to_string()))

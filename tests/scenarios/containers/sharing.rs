@@ -305,7 +305,7 @@ fn clients_find_their_platform_in_each_image() {
             let default = target.split_once(":-").and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name);
             path = match default {
                 Some(default) => {
-                    target.replace(&format!("$(CVMFS_ARCH:-{default})"), machine.unwrap_or(default)).to_owned()
+                    target.replace(&format!("$(CVMFS_ARCH:-{default})"), machine.unwrap_or(default))
                 }
                 None if target.starts_with(".flat") => target.to_owned(),
                 None => format!(".multiarch/{target}"),

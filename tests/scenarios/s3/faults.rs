@@ -16,6 +16,7 @@ use cvmfs_core::clock::UnixSeconds;
 use cvmfs_core::commit::Publisher;
 use cvmfs_core::entry::EntryKind;
 use cvmfs_core::error::Result;
+use cvmfs_core::hash::{Algorithm, ObjectId, ObjectKind};
 use cvmfs_core::path::RepoPath;
 use cvmfs_core::progress::{Cancel, Silent};
 use cvmfs_core::repository::{Repository, Selector};
@@ -80,16 +81,25 @@ fn files(site: &Site, storage: &Path, root: &Path) -> Result<BTreeMap<String, St
     Ok(files)
 }
 
-/// Publishes a directory; no request is repeated.
-fn publish_directory(site: &Site, directory: &Path, timeout: Duration) -> Result<()> {
+/// A publisher that repeats no request.
+fn publisher(site: &Site, timeout: Duration) -> Result<Publisher> {
     let root = ServerRoot::new(&site.root())?;
     let mut publisher = Publisher::open(&root, &NAME.parse()?)?;
     let StoragePlace::S3 { config, alias, temporary } = &publisher.config.storage else { panic!("no bucket") };
     let config =
         S3Config { retries: 0, timeout, backoff_initial: Duration::ZERO, ..S3Config::load(config, alias, temporary)? };
     publisher.store = Arc::new(S3Store::open(config)?);
-    let options = Options::new(&publisher, From::directory(directory), "d".parse()?, now());
-    publish(&publisher, &options, &Silent, &Cancel::new()).map(drop)
+    Ok(publisher)
+}
+
+/// Publishes a directory; no request is repeated.
+fn publish_directory(site: &Site, directory: &Path, timeout: Duration) -> Result<()> {
+    publish_with(&publisher(site, timeout)?, directory)
+}
+
+fn publish_with(publisher: &Publisher, directory: &Path) -> Result<()> {
+    let options = Options::new(publisher, From::directory(directory), "d".parse()?, now());
+    publish(publisher, &options, &Silent, &Cancel::new()).map(drop)
 }
 
 fn write(directory: &Path, content: &str) -> BTreeMap<String, String> {
@@ -153,6 +163,45 @@ fn every_request_of_a_publication_may_fail_in_every_way() {
         assert!(number > 10, "only {number} requests");
         site.check(&["--stale-y"]);
     }
+}
+
+/// Whoever keeps a publisher goes on after an upload was given up; the operation that it belonged to does not.
+#[test]
+fn a_publisher_outlives_uploads_that_were_given_up() {
+    let server = Server::start();
+    let site = site(&server, "");
+    let directory = site.path("d");
+    let publisher = publisher(&site, Duration::from_secs(20)).expect("publisher");
+    let mut failures = 0;
+    for number in 0..MANY {
+        let new = write(&directory, &format!("number {number}"));
+        let before = server.requests();
+        server.spoil(number, 1, Fault::Denied);
+        let outcome = publish_with(&publisher, &directory);
+        let used = server.requests() - before;
+        server.heal();
+        if outcome.is_err() {
+            failures += 1;
+            publish_with(&publisher, &directory).expect("published");
+        }
+        assert!(files(&site, &site.storage(), &site.root()).expect("a complete revision") == new);
+        if outcome.is_ok() && used <= number {
+            break;
+        }
+    }
+    assert!(failures > 4, "only {failures} failures");
+
+    let store = publisher.store.for_operation().expect("one that tells later");
+    let object = b"an object";
+    server.spoil(0, MANY, Fault::Denied);
+    let id = ObjectId::of(Algorithm::Sha1, ObjectKind::File, object);
+    store.put(&id, object).expect("on its way");
+    for _ in 0..2 {
+        assert!(store.flush().is_err());
+        server.heal();
+    }
+    assert!(store.put(&id, object).is_err());
+    publisher.store.for_operation().expect("another one").flush().expect("flushed");
 }
 
 /// The same of a snapshot: the replica has its old revision or the new one, and the next snapshot ends well.

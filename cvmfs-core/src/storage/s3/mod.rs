@@ -42,7 +42,7 @@ pub use self::config::S3Config;
 pub use self::download::{S3Download, S3Facts};
 use self::requests::{Content, Inner};
 use self::service::Service;
-use self::uploads::Uploads;
+use self::uploads::{Failures, Uploads};
 use super::{Key, Listed, NamedFile, PruneStore, Put, ReadStore, StagedObject, WriteStore};
 use crate::clock::UnixSeconds;
 use crate::error::{Error, IoContext as _, Result};
@@ -60,6 +60,8 @@ const QUEUE_FACTOR: usize = 4;
 pub struct S3Store {
     connections: Arc<Connections>,
     inner: Arc<Inner>,
+    /// What was put through this value, and the objects staged by it, and failed.
+    failures: Arc<Failures>,
 }
 
 /// Hands our service to the library.
@@ -99,7 +101,7 @@ impl S3Store {
             .map_err(|error| Error::invalid(format!("{config:?}"), error.to_string()))?;
         let uploads = Uploads::new(config.max_requests * QUEUE_FACTOR);
         let inner = Arc::new(Inner { config, bucket, uploads, reused: Mutex::default() });
-        Ok(Self { connections: Arc::new(Connections::new()?), inner })
+        Ok(Self { connections: Arc::new(Connections::new()?), inner, failures: Arc::default() })
     }
 
     /// Removes everything of the repository, and returns how much that was; fine if nothing is there.
@@ -116,7 +118,7 @@ impl S3Store {
 
     /// Sends an object that is in memory, or in a file, while the caller goes on.
     fn send(&self, id: ObjectId, size: u64, content: Content) -> Result<Put> {
-        self.inner.uploads.check()?;
+        self.failures.check()?;
         let memory = match &content {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::File(_) => 2 * PART_SIZE as u64,
@@ -124,12 +126,17 @@ impl S3Store {
         if !self.inner.uploads.begin(id, size, memory) {
             return Ok(Put::Present);
         }
-        let inner = Arc::clone(&self.inner);
+        let (inner, failures) = (Arc::clone(&self.inner), Arc::clone(&self.failures));
         self.connections.handle().spawn(async move {
             let outcome = inner.upload(id, size, content).await;
-            inner.uploads.finish(id, size, outcome);
+            inner.uploads.finish(id, size, outcome, &failures);
         });
         Ok(Put::New)
+    }
+
+    /// The same store, with somebody's failures.
+    fn with(&self, failures: Arc<Failures>) -> Self {
+        Self { connections: Arc::clone(&self.connections), inner: Arc::clone(&self.inner), failures }
     }
 
     /// Waits for an object that is under way.
@@ -173,6 +180,10 @@ impl ReadStore for S3Store {
 }
 
 impl WriteStore for S3Store {
+    fn for_operation(&self) -> Option<Arc<dyn WriteStore>> {
+        Some(Arc::new(self.with(Arc::default())))
+    }
+
     fn put(&self, id: &ObjectId, stored: &[u8]) -> Result<Put> {
         self.send(*id, stored.len() as u64, Content::Memory(Bytes::copy_from_slice(stored)))
     }
@@ -195,8 +206,7 @@ impl WriteStore for S3Store {
     }
 
     fn stage(&self) -> Result<Box<dyn StagedObject>> {
-        let store = Self { connections: Arc::clone(&self.connections), inner: Arc::clone(&self.inner) };
-        Ok(Box::new(Staged { file: self.inner.config.spool()?, size: 0, store }))
+        Ok(Box::new(Staged { file: self.inner.config.spool()?, size: 0, store: self.with(Arc::clone(&self.failures)) }))
     }
 
     fn discard(&self, id: &ObjectId) -> Result<()> {
@@ -237,7 +247,7 @@ impl WriteStore for S3Store {
 
     fn finish_puts(&self) -> Result<()> {
         self.inner.uploads.drain();
-        self.inner.uploads.check()
+        self.failures.check()
     }
 
     fn flush(&self) -> Result<()> {

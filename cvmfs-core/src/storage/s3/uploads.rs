@@ -27,9 +27,30 @@ struct State {
     bytes: u64,
     /// Sizes of objects that were put since the last flush.
     sent: HashMap<ObjectId, u64>,
-    /// Those that were given up. They stay until the same object is put with success: nobody may be told that all is
-    /// well because somebody else was told that it is not.
-    failed: BTreeMap<ObjectId, Error>,
+}
+
+/// Objects of one operation that were given up. They stay until it puts the same object with success: nobody may be told
+/// that all is well because somebody else was told that it is not.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<BTreeMap<ObjectId, Error>>);
+
+impl Failures {
+    /// # Errors
+    /// That of an object that was given up.
+    pub(super) fn check(&self) -> Result<()> {
+        self.lock().values().next().map_or(Ok(()), |error| Err(error.repeated()))
+    }
+
+    fn note(&self, id: ObjectId, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => self.lock().remove(&id),
+            Err(error) => self.lock().insert(id, error),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectId, Error>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An object under way.
@@ -67,24 +88,20 @@ impl Uploads {
         true
     }
 
-    pub(super) fn finish(&self, id: ObjectId, size: u64, outcome: Result<()>) {
+    pub(super) fn finish(&self, id: ObjectId, size: u64, outcome: Result<()>, failures: &Failures) {
         let mut state = self.lock();
         if let Some(Pending { memory, number }) = state.pending.remove(&id) {
             state.bytes -= memory;
             state.under_way.remove(&number);
         }
-        match outcome {
-            Ok(()) => {
-                state.failed.remove(&id);
-                if state.sent.len() >= MAX_SENT {
-                    state.sent.clear();
-                }
-                state.sent.insert(id, size);
+        if outcome.is_ok() {
+            if state.sent.len() >= MAX_SENT {
+                state.sent.clear();
             }
-            Err(error) => {
-                state.failed.insert(id, error);
-            }
+            state.sent.insert(id, size);
         }
+        // Before anybody can see that it is not under way any more.
+        failures.note(id, outcome);
         drop(state);
         self.changed.notify_all();
     }
@@ -106,12 +123,6 @@ impl Uploads {
     /// Forgets which objects were put a while ago.
     pub(super) fn forget(&self) {
         self.lock().sent.clear();
-    }
-
-    /// # Errors
-    /// That of an object that was given up.
-    pub(super) fn check(&self) -> Result<()> {
-        self.lock().failed.values().next().map_or(Ok(()), |error| Err(error.repeated()))
     }
 
     fn without(&self, id: &ObjectId) -> MutexGuard<'_, State> {
