@@ -304,9 +304,7 @@ fn clients_find_their_platform_in_each_image() {
             let target = target.split(' ').next().expect("a target").trim_start_matches("../");
             let default = target.split_once(":-").and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name);
             path = match default {
-                Some(default) => {
-                    target.replace(&format!("$(CVMFS_ARCH:-{default})"), machine.unwrap_or(default))
-                }
+                Some(default) => target.replace(&format!("$(CVMFS_ARCH:-{default})"), machine.unwrap_or(default)),
                 None if target.starts_with(".flat") => target.to_owned(),
                 None => format!(".multiarch/{target}"),
             };
