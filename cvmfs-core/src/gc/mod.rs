@@ -314,7 +314,10 @@ impl<'a> Plan<'a> {
         fs::create_dir_all(&scratch).at(&scratch)?;
         let manifest = place.manifest()?;
         if !manifest.garbage_collectable {
-            let reason = "it does not allow collection of garbage (CVMFS_GARBAGE_COLLECTION)".to_owned();
+            let reason =
+                "it does not allow collection of garbage: set CVMFS_GARBAGE_COLLECTION=true in its server.conf, as \
+                          `mkfs --gc` does, and publish"
+                    .to_owned();
             return Err(Error::Refused { what: format!("repository {}", place.name()), reason });
         }
 
