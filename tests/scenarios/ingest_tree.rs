@@ -300,8 +300,8 @@ fn refusals_leave_the_repository_as_it_was() {
         (tar("torn.tar"), tar("damaged.tar"), tar("evil.tar"), tar("marker.tar"), tar("missing.tar"));
     for (arguments, code, complaint) in [
         (vec!["--tar", good, "--base-dir", "x", "--tag", "taken"], 4, "taken"),
-        (vec!["--tar", &torn], 1, "torn.tar"),
-        (vec!["--tar", &damaged], 1, "damaged.tar"),
+        (vec!["--tar", &torn], 3, "torn.tar"),
+        (vec!["--tar", &damaged], 3, "damaged.tar"),
         (vec!["--tar", &evil], 1, ".."),
         (vec!["--tar", &marker], 1, "marker"),
         (vec!["--tar", &missing], 1, "missing.tar"),
@@ -331,7 +331,7 @@ fn refusals_leave_the_repository_as_it_was() {
 
     // Standard input that ends in the middle.
     let tarball = fs::File::open(site.path("torn.tar")).expect("tarball");
-    run(site.ingest_command(&["--tar", "-"]).stdin(tarball).stdout(Stdio::piped())).fails(1);
+    run(site.ingest_command(&["--tar", "-"]).stdin(tarball).stdout(Stdio::piped())).fails(3);
     site.check_chunks();
 }
 
